@@ -1,0 +1,90 @@
+"""chrootfw manages long-running chroots on Linux; every stage of a chroot's life is a plugin hook.
+
+The public names load when they are first used: ``import chrootfw`` alone costs nothing.
+"""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from chrootfw.errors import (
+        ChrootfwError,
+        DefinitionError,
+        DiskError,
+        HeldError,
+        InputError,
+        Interrupted,
+        LockError,
+        NotFoundError,
+        NotSupported,
+        PlanError,
+        PluginError,
+        PluginLoadError,
+        PreStartError,
+        ScriptError,
+        StepError,
+        SurvivorError,
+        TransitionError,
+        TrustError,
+    )
+    from chrootfw.hookspecs import hookimpl
+    from chrootfw.model import (
+        NO_COMMAND,
+        Command,
+        Entry,
+        Escalation,
+        Event,
+        Instance,
+        Mount,
+        MountPoint,
+        Node,
+        Omit,
+        Parameter,
+        Plan,
+        Problem,
+        Step,
+    )
+    from chrootfw.runtime import Runtime
+    from chrootfw.system.root import Root
+    from chrootfw.views import Check, InstanceInfo, InstanceState, NodeInfo, Process
+
+_HOMES = {
+    "chrootfw.errors": (
+        "ChrootfwError", "DefinitionError", "DiskError", "HeldError", "InputError", "Interrupted", "LockError",
+        "NotFoundError", "NotSupported", "PlanError", "PluginError", "PluginLoadError", "PreStartError", "ScriptError",
+        "StepError", "SurvivorError", "TransitionError", "TrustError",
+    ),
+    "chrootfw.hookspecs": ("hookimpl",),
+    "chrootfw.model": (
+        "NO_COMMAND", "Command", "Entry", "Escalation", "Event", "Instance", "Mount", "MountPoint", "Node", "Omit",
+        "Parameter", "Plan", "Problem", "Step",
+    ),
+    "chrootfw.runtime": ("Runtime",),
+    "chrootfw.system.root": ("Root",),
+    "chrootfw.views": ("Check", "InstanceInfo", "InstanceState", "NodeInfo", "Process"),
+}  # fmt: skip
+
+__all__ = [
+    "NO_COMMAND", "Check", "ChrootfwError", "Command", "DefinitionError", "DiskError", "Entry", "Escalation", "Event",
+    "HeldError", "InputError", "Instance", "InstanceInfo", "InstanceState", "Interrupted", "LockError", "Mount",
+    "MountPoint", "Node", "NodeInfo", "NotFoundError", "NotSupported", "Omit", "Parameter", "Plan", "PlanError",
+    "PluginError", "PluginLoadError", "PreStartError", "Problem", "Process", "Root", "Runtime", "ScriptError", "Step",
+    "StepError", "SurvivorError", "TransitionError", "TrustError", "hookimpl",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> object:
+    for module, names in _HOMES.items():
+        if name in names:
+            import importlib
+
+            value: object = getattr(importlib.import_module(module), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module 'chrootfw' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,51 @@
+"""A request to end, noticed at the next step and by every wait.
+
+The CLI turns SIGINT, SIGTERM and SIGHUP into one; an embedding program may make its own and call ``request`` from
+any thread.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from chrootfw.errors import Interrupted
+
+
+class Interrupts:
+    """``request`` asks to end; ``check`` raises ``Interrupted``; ``fd`` becomes readable for poll(2)."""
+
+    def __init__(self) -> None:
+        self.signum = 0
+        self.shielded = 0
+        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+    def request(self, signum: int = signal.SIGINT) -> None:
+        """Ask to end; a second request changes nothing."""
+        if not self.signum:
+            self.signum = signum
+            os.eventfd_write(self.fd, 1)
+
+    def check(self) -> None:
+        """Raise ``Interrupted`` if an end was asked for and nothing shields from it."""
+        if self.signum and not self.shielded:
+            raise Interrupted(f"interrupted by {signal.Signals(self.signum).name}", signum=self.signum)
+
+    @contextmanager
+    def shield(self) -> Iterator[None]:
+        """While undoing, requests wait."""
+        self.shielded += 1
+        try:
+            yield
+        finally:
+            self.shielded -= 1
+
+    @property
+    def wakes(self) -> bool:
+        """Whether a wait should watch ``fd``."""
+        return not self.shielded

@@ -1,0 +1,356 @@
+"""The values that plugins answer with and that plans are made of.
+
+All are frozen: a plugin decides, and what it decided cannot change behind the core's back.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
+
+import attrs
+
+from chrootfw.errors import InputError
+from chrootfw.planning import paths
+
+#: Where the init script is when a definition does not say, inside the root.
+DEFAULT_INIT_SCRIPT = "/etc/chrootfw/init"
+
+Stage = Literal["mount", "pre-start", "init-start", "init-stop", "kill", "unmount"]
+STAGES: tuple[Stage, ...] = ("mount", "pre-start", "init-start", "init-stop", "kill", "unmount")
+
+
+def _frozen_mapping(value: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    return MappingProxyType(dict(value or {}))
+
+
+def _strings(value: Sequence[str]) -> tuple[str, ...]:
+    """A tuple of ``str``; a lone string is a mistake that would be read letter by letter."""
+    if isinstance(value, str | bytes):
+        raise TypeError(f"expected a sequence of str, not the {type(value).__name__} {value!r}")
+    items = tuple(os.fspath(item) for item in value)
+    for item in items:
+        if not isinstance(item, str):
+            raise TypeError(f"expected a sequence of str, found {item!r}")
+    return items
+
+
+def _disk(value: str | os.PathLike[str] | None) -> str | None:
+    return None if value is None else os.fspath(value)
+
+
+def _init_script(value: str | os.PathLike[str] | bool | None) -> str | None:
+    if value is None or value is False:
+        return None
+    if value is True:
+        raise InputError("init_script is true; it must be a path inside the root, or false for none")
+    return os.fspath(value)
+
+
+def _check_path(_instance: object, attribute: attrs.Attribute[Any], value: str | None) -> None:
+    if value is not None:
+        paths.check_absolute(value, what=attribute.name)
+
+
+def _check_name(_instance: object, _attribute: attrs.Attribute[Any], value: str) -> None:
+    paths.check_name(value)
+
+
+@attrs.frozen
+class Instance:
+    """One chroot instance, as defined.
+
+    ``name``: ``[A-Za-z0-9][A-Za-z0-9._-]{0,199}``. ``disk``: absolute, normalised path of a block
+    device, an image file or a directory. ``init_script``: absolute, normalised path inside the
+    root; ``None`` or ``False`` mounts only. ``params``: every other parameter by name, the core's and
+    the plugins'. ``plugins``: names of plugins asked for by this instance alone.
+
+    Raises ``InputError`` for a bad name or path.
+    """
+
+    name: str = attrs.field(validator=_check_name)
+    disk: str | None = attrs.field(default=None, converter=_disk, validator=_check_path)
+    init_script: str | None = attrs.field(
+        default=DEFAULT_INIT_SCRIPT, converter=_init_script, validator=_check_path
+    )
+    params: Mapping[str, Any] = attrs.field(factory=dict, converter=_frozen_mapping)
+    plugins: tuple[str, ...] = attrs.field(default=(), converter=_strings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form, as kept in the intent file."""
+        return {
+            "name": self.name,
+            "disk": self.disk,
+            "init_script": self.init_script,
+            "params": dict(self.params),
+            "plugins": list(self.plugins),
+        }
+
+
+class Step:
+    """Something that a plugin wants done to the system, as data.
+
+    Subclasses are frozen attrs classes whose fields are JSON values, and must be importable by module
+    and name: a step is undone by another process, from its record alone. ``kind`` names the step in
+    records and plans.
+
+    The record is a mapping: ``kind``, ``arguments`` (the fields), ``facts`` (what ``apply`` returned,
+    or ``None`` when it never came to its end), ``plugin`` and ``version``.
+    """
+
+    kind: ClassVar[str] = ""
+
+    def describe(self) -> str:
+        """What the step does, in one line without a full stop."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what it does")
+
+    def apply(self) -> Mapping[str, Any] | None:
+        """Do it. Returns JSON facts that ``undo`` or the core needs, such as ``{"source": path}``."""
+        raise NotImplementedError(f"{type(self).__name__} cannot be applied")
+
+    def undo(self, record: Mapping[str, Any]) -> None:
+        """Take it back. Must succeed when ``apply`` never ran, ran half, or was undone before."""
+        raise NotImplementedError(f"{type(self).__name__} cannot be undone")
+
+    def arguments(self) -> dict[str, Any]:
+        """The fields by name, as JSON values."""
+        if attrs.has(type(self)):
+            return attrs.asdict(self)  # type: ignore[call-overload,no-any-return]  # has() says it is one
+        return dict(vars(self))
+
+
+@attrs.frozen
+class Node:
+    """Something made in a new in-memory file system: a directory, or with ``link`` a symbolic link to that
+    text, or with ``device`` (major, minor) a character device. ``path`` is relative to the mount point."""
+
+    path: str = attrs.field()
+    mode: int = 0o755
+    link: str | None = None
+    device: tuple[int, int] | None = None
+
+    @path.validator
+    def _check_path(self, _attribute: attrs.Attribute[str], value: str) -> None:
+        paths.check_absolute(f"/{value}", what="the path of a node")
+
+
+@attrs.frozen
+class MountPoint:
+    """A mount of the instance's tree.
+
+    ``target``: absolute, normalised path inside the root; ``/`` is the root itself. ``source``: a block
+    device, an image file, a directory or file to bind, a word such as ``tmpfs``, or a ``Step`` whose
+    facts have ``source``. ``fstype``: ``None`` to find it, or to bind a directory. ``options``: as in
+    mount(8), among them ``ro``, ``bind``, ``rbind``; ``{aux:NAME}`` in an option becomes the path of that
+    auxiliary mount. ``at``: ``root``, or ``aux:NAME`` for ``RUN_DIR/INSTANCE/aux/NAME``, a layer outside the root.
+    ``nodes``: what to make in it before it is attached; tmpfs only.
+    """
+
+    target: str = attrs.field()
+    source: str | Step = attrs.field()
+    fstype: str | None = None
+    options: tuple[str, ...] = attrs.field(default=(), converter=_strings)
+    at: str = attrs.field(default="root")
+    nodes: tuple[Node, ...] = attrs.field(default=(), converter=tuple)
+
+    @target.validator
+    def _check_target(self, _attribute: attrs.Attribute[str], value: str) -> None:
+        paths.check_absolute(value, what="the target of a mount point")
+
+    @nodes.validator
+    def _check_nodes(self, _attribute: attrs.Attribute[Any], value: tuple[Node, ...]) -> None:
+        if value and self.fstype != "tmpfs":
+            raise InputError(f"mount point {self.target} has nodes; only a tmpfs may have them")
+
+    @source.validator
+    def _check_source(self, _attribute: attrs.Attribute[Any], value: object) -> None:
+        if not isinstance(value, str | Step) or not value:
+            raise InputError(f"the source of mount point {self.target} is {value!r}, not a path, word or Step")
+
+    @at.validator
+    def _check_at(self, _attribute: attrs.Attribute[str], value: str) -> None:
+        paths.check_at(value)
+
+    def describe(self) -> str:
+        """``ext4 /srv/web1.img on /``."""
+        source = self.source.describe() if isinstance(self.source, Step) else self.source
+        kind = self.fstype or ("bind" if "bind" in self.options or "rbind" in self.options else "")
+        where = self.target if self.at == "root" else f"{self.at}{self.target}"
+        options = f" ({','.join(self.options)})" if self.options else ""
+        return f"{kind + ' ' if kind and kind != source else ''}{source} on {where}{options}"
+
+
+@attrs.frozen
+class Omit:
+    """Nothing is to be mounted on ``target``, whatever a plugin asked later says."""
+
+    target: str = attrs.field()
+    at: str = "root"
+
+    @target.validator
+    def _check_target(self, _attribute: attrs.Attribute[str], value: str) -> None:
+        paths.check_absolute(value, what="the target of an Omit")
+
+
+@attrs.frozen
+class Mount:
+    """One line of the mount table that belongs to an instance; what ``unmount_ordering`` orders.
+
+    ``target`` and ``at`` as in ``MountPoint``, bytes that are no UTF-8 as surrogate escapes. ``id`` and
+    ``parent`` are mount IDs (proc_pid_mountinfo(5)), unique where targets are not: mounts may be stacked.
+    """
+
+    target: str
+    source: str
+    fstype: str | None
+    options: tuple[str, ...]
+    at: str
+    id: int
+    parent: int
+
+
+@attrs.frozen
+class Command:
+    """What to run inside: ``argv`` (``argv[0]`` an absolute path in the root), more environment
+    variables, and a time-out in seconds."""
+
+    argv: tuple[str, ...] = attrs.field(converter=_strings)
+    env: Mapping[str, str] = attrs.field(factory=dict, converter=_frozen_mapping)
+    timeout: float = 60.0
+
+    @argv.validator
+    def _check_argv(self, _attribute: attrs.Attribute[Any], value: tuple[str, ...]) -> None:
+        if not value:
+            raise InputError("a Command needs at least one word in argv; NO_COMMAND says that there is none")
+
+    @timeout.validator
+    def _check_timeout(self, _attribute: attrs.Attribute[Any], value: float) -> None:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise InputError(f"a Command's timeout is {value!r}; it must be a number of seconds above 0")
+
+
+class NoCommand:
+    """The type of ``NO_COMMAND``."""
+
+    def __repr__(self) -> str:
+        return "NO_COMMAND"
+
+
+#: The answer of ``init_script`` when nothing is to be run.
+NO_COMMAND = NoCommand()
+
+
+@attrs.frozen
+class Entry:
+    """How a process gets inside. ``method``: ``chroot``. ``user``: a name or number that the root's own
+    /etc/passwd knows, ``None`` for root. ``cwd``: inside the root. ``env``: more environment variables."""
+
+    method: str = "chroot"
+    user: str | None = None
+    cwd: str = attrs.field(default="/", validator=_check_path)
+    env: Mapping[str, str] = attrs.field(factory=dict, converter=_frozen_mapping)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form, as kept in the intent file."""
+        return {"method": self.method, "user": self.user, "cwd": self.cwd, "env": dict(self.env)}
+
+
+@attrs.frozen
+class Escalation:
+    """Send ``signal`` (a number or ``signal.Signals``), then wait at most ``grace`` seconds.
+
+    ``to``: ``own`` (the instance's own processes), ``all`` (also the outside holders that were given), or pids
+    out of those that were given.
+    """
+
+    signal: int
+    grace: float
+    to: str | tuple[int, ...] = attrs.field(
+        default="own", converter=lambda to: to if isinstance(to, str) else tuple(to)
+    )
+
+
+@attrs.frozen
+class Problem:
+    """Something that stands in the way of a start: one sentence, and what to do about it.
+
+    With ``warning`` it is told, and the start goes on.
+    """
+
+    brief: str
+    hint: str = ""
+    warning: bool = False
+
+
+def _always_right(_value: Any) -> None:
+    return None
+
+
+@attrs.frozen
+class Parameter:
+    """A parameter of an instance.
+
+    ``type``: the type of the value in TOML (``str``, ``bool``, ``int``, ``float``, ``list``, ``dict``), or a tuple of
+    them; ``int`` is taken for ``float``. ``check``: called with the value; returns ``None``, or a sentence that
+    says what is wrong (it may raise ``ValueError`` instead).
+    """
+
+    name: str
+    type: type | tuple[type, ...]
+    default: Any = None
+    check: Callable[[Any], str | None] = _always_right
+    help: str = ""
+
+
+@attrs.frozen
+class Event:
+    """What an observer is told: a step begins, ends or fails, or something must be said.
+
+    ``what``: ``begin``, ``end``, ``fail``, ``warning`` or ``blame``. ``stage`` is a stage or ``""``. ``seconds``: how
+    long a step took, at its end. ``output``: at most 64 KiB of an init script's output (bytes).
+    """
+
+    what: str
+    instance: str
+    stage: str
+    does: str
+    plugin: str = ""
+    error: str = ""
+    seconds: float = 0.0
+    output: bytes = b""
+
+
+@attrs.frozen
+class PlannedStep:
+    """One line of a plan: ``stage``, what it ``does``, and the name of the ``plugin`` that answered."""
+
+    stage: str
+    does: str
+    plugin: str
+
+
+@attrs.frozen
+class Plan:
+    """What a verb would do; nothing has been touched."""
+
+    verb: str
+    instance: str
+    steps: tuple[PlannedStep, ...]
+
+    def describe(self) -> str:
+        """The plan for people: a line for each step, grouped by stage."""
+        lines = [f"{self.verb} {self.instance}:"]
+        width = max((len(step.stage) for step in self.steps), default=0)
+        number_width = len(str(len(self.steps)))
+        for number, step in enumerate(self.steps, 1):
+            by = f"  [{step.plugin}]" if step.plugin else ""
+            lines.append(f"  {number:>{number_width}}  {step.stage:<{width}}  {step.does}{by}")
+        if not self.steps:
+            lines.append("  nothing to do")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {"steps": [attrs.asdict(step) for step in self.steps]}

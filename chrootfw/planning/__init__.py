@@ -1,0 +1,1 @@
+"""Pure rules: names and paths, orders, escalation, states. Imports nothing that can touch the system."""

@@ -1,0 +1,254 @@
+"""Which plugins there are: registration, discovery, and a name to blame.
+
+No manager at module level: each ``Runtime`` has its own. The defaults are known here as names of modules and
+are otherwise plugins like any other.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Iterable, Iterator, Sequence
+from types import ModuleType
+from typing import Any
+
+import attrs
+import pluggy
+
+from chrootfw import hookspecs
+from chrootfw.errors import PluginError, PluginLoadError
+
+#: The described behaviour, one module a stage; asked last.
+DEFAULTS = (
+    "chrootfw_defaults.disk",
+    "chrootfw_defaults.api_filesystems",
+    "chrootfw_defaults.binds",
+    "chrootfw_defaults.resolver_files",
+    "chrootfw_defaults.pre_start_checks",
+    "chrootfw_defaults.init_script",
+    "chrootfw_defaults.enter_by_chroot",
+    "chrootfw_defaults.term_then_kill",
+    "chrootfw_defaults.deepest_first",
+)
+
+#: Entry points of plugins for all instances, and of plugins for instances that name them in ``plugins``.
+GROUP = "chrootfw"
+INSTANCE_GROUP = "chrootfw.instance"
+
+
+@attrs.frozen
+class PluginRecord:
+    """A plugin as people know it. ``band``: ``default``, ``installed``, ``instance`` or ``object``."""
+
+    name: str
+    band: str
+    distribution: str = ""
+    version: str = ""
+    hooks: tuple[str, ...] = ()
+
+    def describe(self) -> str:
+        """``plugin snapshots (chrootfw-snapshots 1.2)``."""
+        origin = " ".join(filter(None, (self.distribution, self.version)))
+        return f"plugin {self.name}" + (f" ({origin})" if origin else "")
+
+
+class Registry:
+    """The plugins of one runtime. ``failures`` are those that could not be loaded (``PluginLoadError``)."""
+
+    def __init__(
+        self,
+        objects: Sequence[object] = (),
+        *,
+        defaults: bool = True,
+        discover: bool = False,
+        without: Iterable[str] = (),
+    ) -> None:
+        self.objects = tuple(objects)
+        self.defaults = defaults
+        self.discover = discover
+        self.without = frozenset(without)
+        self.failures: list[PluginLoadError] = []
+        self.records: dict[str, PluginRecord] = {}
+        self.manager = pluggy.PluginManager("chrootfw")
+        self.manager.add_hookspecs(hookspecs)
+        if defaults:
+            from chrootfw import __version__
+
+            for name in DEFAULTS:
+                self._load(PluginRecord(name, "default", "chrootfw", __version__), lambda name=name: importlib.import_module(name))
+        if discover:
+            for record, load in entry_points(GROUP):
+                self._load(record, load)
+        for plugin in self.objects:
+            self._register(plugin, PluginRecord(_object_name(plugin), "object", *_origin(plugin)))
+
+    def for_instance(self, names: Iterable[str]) -> Registry:
+        """This registry with the plugins that one instance asks for by name (or ``module:attribute``) on top."""
+        wanted = [name for name in names if name not in self.without]
+        if not wanted:
+            return self
+        more = Registry(
+            self.objects, defaults=self.defaults, discover=self.discover, without=self.without
+        )
+        offered = {record.name: (record, load) for record, load in entry_points(INSTANCE_GROUP)}
+        for name in wanted:
+            if name in more.records:
+                continue
+            if name in offered:
+                more._load(*offered[name])
+            elif ":" in name:
+                more._load(PluginRecord(name, "instance"), lambda name=name: _import_reference(name))
+            else:
+                near = difflib.get_close_matches(name, [*offered, *more.records], 1)
+                more.failures.append(
+                    PluginLoadError(
+                        f"there is no plugin {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""),
+                        hint=f"install it (entry point group {INSTANCE_GROUP}), or write module:attribute",
+                        plugin=name,
+                    )
+                )
+        return more
+
+    def check_loaded(self) -> None:
+        """Raise the first ``PluginLoadError``, the others in its details."""
+        if self.failures:
+            first, *others = self.failures
+            raise PluginLoadError(
+                first.brief, [*first.details, *(o.brief for o in others)], first.hint, plugin=first.plugin, hook=first.hook
+            )
+
+    def record(self, plugin_name: str) -> PluginRecord:
+        """The record of a registered plugin, by its name."""
+        return self.records.get(plugin_name) or PluginRecord(plugin_name, "object")
+
+    def _load(self, record: PluginRecord, load: Any) -> None:
+        """Load one plugin alone: one that fails keeps no other away."""
+        if record.name in self.without:
+            return
+        try:
+            self._register(load(), record)
+        except PluginLoadError as error:
+            self.failures.append(error)
+        except Exception as error:  # whatever an import may raise
+            self.failures.append(
+                PluginLoadError(
+                    f"{record.describe()} cannot be loaded: {type(error).__name__}: {error}",
+                    hint=f"repair or remove it, or use --without {record.name}",
+                    plugin=record.name,
+                )
+            )
+
+    def _register(self, plugin: object, record: PluginRecord) -> None:
+        if record.name in self.without:
+            return
+        if inspect.isclass(plugin):
+            plugin = plugin()
+        name, number = record.name, 2
+        while name in self.records and record.band == "object":
+            name, number = f"{record.name}-{number}", number + 1
+        record = attrs.evolve(record, name=name)
+        hooks = tuple(self._checked_hooks(plugin, record))
+        try:
+            self.manager.register(plugin, name)
+        except (pluggy.PluginValidationError, ValueError) as error:
+            text = str(error).splitlines()
+            raise PluginLoadError(
+                f"{record.describe()} cannot be registered: {text[0]}", [t.strip() for t in text[1:] if t.strip()], plugin=name
+            ) from error
+        self.records[name] = attrs.evolve(record, hooks=hooks)
+
+    def _checked_hooks(self, plugin: object, record: PluginRecord) -> Iterator[str]:
+        """The names of its hooks; refuses unknown names, coroutines, and *surround* hooks that do not wrap."""
+        for attribute in dir(plugin):
+            options = self.manager.parse_hookimpl_opts(plugin, attribute)
+            if options is None:
+                if attribute.startswith("chrootfw_") and not isinstance(plugin, ModuleType):
+                    if inspect.isroutine(getattr(plugin, attribute)):
+                        raise PluginLoadError(
+                            f"{record.describe()} has {attribute} without the mark of a hook",
+                            hint="decorate it with @chrootfw.hookimpl",
+                            plugin=record.name,
+                            hook=attribute,
+                        )
+                continue
+            hook = options.get("specname") or attribute
+            function = getattr(plugin, attribute)
+            if hook not in hookspecs.KINDS:
+                near = difflib.get_close_matches(hook, hookspecs.KINDS, 1)
+                raise PluginLoadError(
+                    f"{record.describe()} implements {hook}, which is no hook of chrootfw"
+                    + (f"; did you mean {near[0]}?" if near else ""),
+                    hint="the hooks are chrootfw_" + ", ".join(name.removeprefix("chrootfw_") for name in hookspecs.KINDS),
+                    plugin=record.name,
+                    hook=hook,
+                )
+            if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+                raise PluginLoadError(
+                    f"{record.describe()}: {hook} is a coroutine; hooks are plain functions", plugin=record.name, hook=hook
+                )
+            if options.get("hookwrapper"):
+                raise PluginLoadError(
+                    f"{record.describe()}: {hook} is an old-style wrapper, which can skip its own teardown",
+                    hint="use hookimpl(wrapper=True) and return (yield)",
+                    plugin=record.name,
+                    hook=hook,
+                )
+            if hookspecs.KINDS[hook] == "surround" and not options.get("wrapper"):
+                raise PluginLoadError(
+                    f"{record.describe()}: {hook} surrounds a stage and must be a wrapper",
+                    hint="use hookimpl(wrapper=True) and return (yield)",
+                    plugin=record.name,
+                    hook=hook,
+                )
+            yield hook
+
+
+def entry_points(group: str) -> list[tuple[PluginRecord, Any]]:
+    """The installed plugins of an entry-point group, sorted by name: ``(record, load)``."""
+    from importlib import metadata
+
+    band = "installed" if group == GROUP else "instance"
+    found = {}
+    for point in metadata.entry_points(group=group):
+        dist = point.dist
+        record = PluginRecord(point.name, band, dist.name if dist else "", dist.version if dist else "")
+        found.setdefault(point.name, (record, point.load))
+    return [found[name] for name in sorted(found)]
+
+
+def blamed(error: BaseException, registry: Registry) -> str:
+    """The name of the plugin whose code an exception passed through last, or ``""``."""
+    codes = {}
+    for hook in hookspecs.KINDS:
+        for implementation in getattr(registry.manager.hook, hook).get_hookimpls():
+            code = getattr(inspect.unwrap(getattr(implementation.function, "__func__", implementation.function)), "__code__", None)
+            codes[code] = implementation.plugin_name
+    name, traceback = "", error.__traceback__
+    while traceback is not None:
+        name = codes.get(traceback.tb_frame.f_code, name)
+        traceback = traceback.tb_next
+    return name
+
+
+def _import_reference(reference: str) -> object:
+    module, _, attribute = reference.partition(":")
+    found: object = importlib.import_module(module)
+    for part in attribute.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def _object_name(plugin: object) -> str:
+    if isinstance(plugin, ModuleType):
+        return plugin.__name__
+    return (plugin if inspect.isclass(plugin) else type(plugin)).__qualname__
+
+
+def _origin(plugin: object) -> tuple[str, str]:
+    """The distribution and version of a plugin object are its module's, where that says them."""
+    module = plugin if isinstance(plugin, ModuleType) else inspect.getmodule(plugin if inspect.isclass(plugin) else type(plugin))
+    return (module.__name__ if module else "", str(getattr(module, "__version__", "")))
+
+
+__all__ = ["DEFAULTS", "GROUP", "INSTANCE_GROUP", "PluginError", "PluginRecord", "Registry", "blamed", "entry_points"]

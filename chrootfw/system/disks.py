@@ -1,0 +1,192 @@
+"""An instance's disk: what it is, whether it is free, which file system it holds."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import stat
+import time
+
+from chrootfw.errors import DiskError
+from chrootfw.planning.paths import is_within
+from chrootfw.system import loops, mounts
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+#: Seconds that a device may need to become free after a good unmount: a mount namespace that is just being
+#: made elsewhere pins it for some milliseconds.
+SETTLE = 1.0
+
+_CHECKERS = {"ext2": "e2fsck -n", "ext3": "e2fsck -n", "ext4": "e2fsck -n", "xfs": "xfs_repair -n", "btrfs": "btrfs check"}
+
+
+class Disk:
+    """A disk that exists. ``kind``: ``block``, ``image`` or ``directory``. ``key`` is its identity, whatever its path:
+    ``block-MAJ:MIN``, or ``DEV-INO`` of the file or directory. ``path`` is as given, ``real`` without symlinks."""
+
+    __slots__ = ("dev", "ino", "key", "kind", "path", "rdev", "real")
+
+    def __init__(self, path: str, real: str, kind: str, status: os.stat_result) -> None:
+        self.path = path
+        self.real = real
+        self.kind = kind
+        self.dev = status.st_dev
+        self.ino = status.st_ino
+        self.rdev = status.st_rdev
+        if kind == "block":
+            self.key = f"block-{os.major(self.rdev)}:{os.minor(self.rdev)}"
+        else:
+            self.key = f"{os.major(self.dev)}:{os.minor(self.dev)}-{self.ino}"
+
+
+def identify(path: str) -> Disk:
+    """What the disk at ``path`` is. Raises ``DiskError`` when it is missing or of no usable type."""
+    try:
+        status = os.stat(path)
+        real = os.path.realpath(path, strict=True)
+    except OSError as error:
+        reason = "does not exist" if error.errno == errno.ENOENT else f"cannot be looked at: {error.strerror}"
+        raise DiskError(f"the disk {path} {reason}", hint="disk is a block device, an image file or a directory") from error
+    for test, kind in ((stat.S_ISBLK, "block"), (stat.S_ISREG, "image"), (stat.S_ISDIR, "directory")):
+        if test(status.st_mode):
+            return Disk(path, real, kind, status)
+    words = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a character device"}
+    what = words.get(stat.S_IFMT(status.st_mode), "of an unknown type")
+    raise DiskError(f"the disk {path} is {what}", hint="disk is a block device, an image file or a directory")
+
+
+def check_place(disk: Disk, run_dir: str) -> None:
+    """Refuse a directory that is or contains ``/`` or the run directory, or lies in it. Raises ``DiskError``."""
+    if disk.kind != "directory":
+        return
+    top = os.stat("/")
+    if disk.real == "/" or (disk.dev, disk.ino) == (top.st_dev, top.st_ino):
+        raise DiskError(f"the disk {disk.path} is the host's own root directory", hint="give the instance a directory of its own")
+    run = os.path.realpath(run_dir)
+    if is_within(run, disk.real):
+        raise DiskError(f"the disk {disk.path} contains the run directory {run}", hint="give the instance a directory of its own")
+    if is_within(disk.real, run):
+        raise DiskError(f"the disk {disk.path} lies in the run directory {run}", hint="keep disks outside the run directory")
+
+
+def users(disk: Disk, table: Sequence[mounts.MountEntry]) -> list[str]:
+    """Who uses a block device or image already, a line each: mounts of it, loop devices over it."""
+    found: list[str] = []
+    if disk.kind == "image":
+        for device in loops.over({(disk.dev, disk.ino): disk.path}):
+            points = _mounted_on(os.stat(device).st_rdev, table)
+            found.extend(points or [f"attached as {device}"])
+    elif disk.kind == "block":
+        found.extend(_mounted_on(disk.rdev, table))
+        if not found and not is_free(disk.path):
+            found.append("in use by the kernel (swap, LVM, RAID, device mapper), or mounted in another mount namespace")
+    return found
+
+
+def _mounted_on(rdev: int, table: Sequence[mounts.MountEntry]) -> list[str]:
+    lines = []
+    for entry in table:
+        mine = entry.dev == rdev
+        if not mine and entry.source.startswith(b"/dev/"):  # btrfs has device numbers of its own
+            try:
+                mine = os.stat(entry.source).st_rdev == rdev
+            except OSError:
+                continue
+        if mine:
+            lines.append(f"mounted on {os.fsdecode(entry.mount_point)}")
+    return lines
+
+
+def is_free(device: str) -> bool:
+    """Whether nothing in the kernel uses a block device: ``open(O_EXCL)``, right for all kinds of user."""
+    try:
+        os.close(os.open(device, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC | os.O_NONBLOCK))
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            return False
+        if error.errno in (errno.ENOENT, errno.ENXIO, errno.ENODEV, errno.ENOMEDIUM):
+            return True  # gone, so nobody uses it
+        raise
+    return True
+
+
+def is_released(kind: str, path: str, key: tuple[int, int], *, settle: float = SETTLE) -> bool:
+    """The proof that a disk is free: the block device opens exclusively, no loop device is over the image.
+
+    ``key`` is the (device, inode) of an image. Asks again for at most ``settle`` seconds.
+    """
+    deadline = time.monotonic() + settle
+    pause = 0.0005
+    while True:
+        if kind == "directory" or (is_free(path) if kind == "block" else not loops.over({key: path})):
+            return True
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(pause)  # nothing tells of a release: ask, ever less often
+        pause = min(pause * 2, 0.05)
+
+
+class _Blkid:
+    """libblkid, which every util-linux system has: the field's word on what a device holds."""
+
+    def __init__(self) -> None:
+        self.lib = ctypes.CDLL("libblkid.so.1")
+        self.lib.blkid_new_probe.restype = ctypes.c_void_p
+
+
+def filesystem(path: str, fd: int) -> str:
+    """The type of the file system that the open device or image holds, such as ``ext4``.
+
+    Raises ``DiskError`` when it holds none, several, or something else; ``OSError`` when it cannot be read.
+    """
+    try:
+        lib = _Blkid().lib
+    except OSError as error:
+        raise DiskError(
+            f"cannot tell which file system {path} holds: libblkid.so.1 is missing",
+            hint="install util-linux's libblkid, or set fstype",
+        ) from error
+    probe = ctypes.c_void_p(lib.blkid_new_probe())
+    if not probe:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), path)
+    try:
+        if lib.blkid_probe_set_device(probe, fd, ctypes.c_int64(0), ctypes.c_int64(0)) != 0:
+            raise DiskError(f"the disk {path} is empty or cannot be read")
+        lib.blkid_probe_enable_superblocks(probe, 1)
+        lib.blkid_probe_set_superblocks_flags(probe, 1 << 5 | 1 << 7)  # TYPE, USAGE
+        lib.blkid_probe_enable_partitions(probe, 1)
+        result = lib.blkid_do_safeprobe(probe)
+        kind, usage = _value(lib, probe, b"TYPE"), _value(lib, probe, b"USAGE")
+        partitions = _value(lib, probe, b"PTTYPE")
+    finally:
+        lib.blkid_free_probe(probe)
+    if result == -2:
+        raise DiskError(
+            f"the disk {path} carries the signatures of more than one file system",
+            hint="set fstype, or remove the stale signature with wipefs",
+        )
+    if kind and usage == "filesystem":
+        return kind
+    if kind:
+        raise DiskError(f"the disk {path} holds {kind} ({usage}), not a file system")
+    if partitions:
+        raise DiskError(
+            f"the disk {path} holds a {partitions} partition table, not a file system",
+            hint="give the partition as the disk",
+        )
+    raise DiskError(f"the disk {path} holds no known file system", hint="make one with mkfs, or set fstype")
+
+
+def _value(lib: ctypes.CDLL, probe: ctypes.c_void_p, name: bytes) -> str:
+    data, length = ctypes.c_char_p(), ctypes.c_size_t()
+    if lib.blkid_probe_lookup_value(probe, name, ctypes.byref(data), ctypes.byref(length)) != 0:
+        return ""
+    return (data.value or b"").decode("utf-8", "replace")
+
+
+def checker(fstype: str | None, path: str) -> str:
+    """The command with which an administrator checks such a file system without writing to it."""
+    return f"{_CHECKERS.get(fstype or '', 'fsck -N')} {path}"

@@ -1,0 +1,103 @@
+"""Image files and their loop devices (loop(4))."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+
+_LOOP_CTL_GET_FREE, _LOOP_CONFIGURE, _LOOP_GET_STATUS64 = 0x4C82, 0x4C0A, 0x4C05
+_READ_ONLY, _AUTOCLEAR, _DIRECT_IO = 1, 4, 16
+
+
+class _Info(ctypes.Structure):
+    """struct loop_info64"""
+
+    _fields_ = (
+        ("device", ctypes.c_uint64),
+        ("inode", ctypes.c_uint64),
+        ("rdevice", ctypes.c_uint64),
+        ("offset", ctypes.c_uint64),
+        ("sizelimit", ctypes.c_uint64),
+        ("number", ctypes.c_uint32),
+        ("encrypt_type", ctypes.c_uint32),
+        ("encrypt_key_size", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("file_name", ctypes.c_char * 64),
+        ("crypt_name", ctypes.c_char * 64),
+        ("encrypt_key", ctypes.c_char * 32),
+        ("init", ctypes.c_uint64 * 2),
+    )
+
+
+class _Config(ctypes.Structure):
+    """struct loop_config"""
+
+    _fields_ = (
+        ("fd", ctypes.c_uint32),
+        ("block_size", ctypes.c_uint32),
+        ("info", _Info),
+        ("reserved", ctypes.c_uint64 * 8),
+    )
+
+
+def attach(image: str, image_fd: int, *, read_only: bool) -> tuple[str, int]:
+    """A loop device over the open image: its path, and a descriptor that keeps it until it is mounted.
+
+    AUTOCLEAR: the kernel releases it with the last user, a killed manager included. Direct I/O where
+    the image's file system can. Raises ``OSError``.
+    """
+    flags = _AUTOCLEAR | _DIRECT_IO | (_READ_ONLY if read_only else 0)
+    config = _Config(fd=image_fd, info=_Info(flags=flags, file_name=os.fsencode(image)[:63]))
+    control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        for attempt in range(100):
+            device = f"/dev/loop{fcntl.ioctl(control, _LOOP_CTL_GET_FREE)}"
+            device_fd = os.open(device, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
+            try:
+                fcntl.ioctl(device_fd, _LOOP_CONFIGURE, config)
+            except OSError as error:
+                os.close(device_fd)
+                if error.errno == errno.EBUSY and attempt < 99:
+                    continue  # somebody else took the free one first
+                raise
+            except BaseException:
+                os.close(device_fd)
+                raise
+            return device, device_fd
+    finally:
+        os.close(control)
+    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), "/dev/loop-control")
+
+
+def over(files: dict[tuple[int, int], str] | None = None, *, devices: frozenset[int] = frozenset()) -> dict[str, str]:
+    """The loop devices over some files, as ``{"/dev/loopN": file}``.
+
+    ``files``: (device, inode) of the files looked for, with what to call them; ``devices``: any file on one of these devices.
+    """
+    found: dict[str, str] = {}
+    for name in os.listdir("/sys/block"):
+        if not name.startswith("loop"):
+            continue
+        try:
+            with open(f"/sys/block/{name}/loop/backing_file", encoding="utf-8", errors="surrogateescape") as file:
+                backing = file.read().rstrip("\n")
+            info = _status(f"/dev/{name}")
+        except OSError:
+            continue  # not configured, or released meanwhile
+        if files and (info.device, info.inode) in files:
+            found[f"/dev/{name}"] = files[info.device, info.inode]
+        elif info.device in devices:
+            found[f"/dev/{name}"] = backing
+    return found
+
+
+def _status(device: str) -> _Info:
+    info = _Info()
+    fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        fcntl.ioctl(fd, _LOOP_GET_STATUS64, info)
+    finally:
+        os.close(fd)
+    return info

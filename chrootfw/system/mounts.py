@@ -1,0 +1,199 @@
+"""The mount table as values (proc_pid_mountinfo(5)): bytes in, bytes out."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from chrootfw.planning.paths import is_within_bytes
+from chrootfw.system import syscalls
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+
+
+class MountEntry:
+    """One line of mountinfo. Paths are ``bytes`` with the octal escapes undone; ``dev`` is as in ``os.stat``."""
+
+    __slots__ = (
+        "dev",
+        "fstype",
+        "id",
+        "mount_point",
+        "optional",
+        "options",
+        "parent",
+        "root",
+        "source",
+        "super_options",
+    )
+
+    def __init__(
+        self,
+        id: int,
+        parent: int,
+        dev: int,
+        root: bytes,
+        mount_point: bytes,
+        options: bytes,
+        optional: tuple[bytes, ...],
+        fstype: bytes,
+        source: bytes,
+        super_options: bytes,
+    ) -> None:
+        self.id = id
+        self.parent = parent
+        self.dev = dev
+        self.root = root
+        self.mount_point = mount_point
+        self.options = options
+        self.optional = optional
+        self.fstype = fstype
+        self.source = source
+        self.super_options = super_options
+
+    @property
+    def read_only(self) -> bool:
+        return b"ro" in self.options.split(b",")
+
+    def __repr__(self) -> str:
+        return f"<MountEntry {self.id} {self.mount_point!r} {self.fstype!r} {self.source!r}>"
+
+
+def unescape(field: bytes) -> bytes:
+    r"""Undo the kernel's octal escapes (``\040`` and the like; space, tab, newline, backslash, ``#``)."""
+    if b"\\" not in field:
+        return field
+    first, *rest = field.split(b"\\")
+    parts = [first]
+    for part in rest:
+        digits = part[:3]
+        if len(digits) == 3 and digits.isdigit() and not digits.strip(b"01234567"):
+            parts.append(bytes([int(digits, 8) & 0xFF]) + part[3:])
+        else:
+            parts.append(b"\\" + part)
+    return b"".join(parts)
+
+
+def escape(field: bytes) -> bytes:
+    """The inverse of ``unescape``, as the kernel writes it."""
+    return b"".join(b"\\%03o" % byte if byte in b" \t\n\\#" else bytes([byte]) for byte in field)
+
+
+def parse_line(line: bytes) -> MountEntry:
+    """One line without its newline. Raises ``ValueError`` for what is no mountinfo line."""
+    fields = line.split(b" ")
+    dash = fields.index(b"-", 6)
+    major, _, minor = fields[2].partition(b":")
+    # An empty source or fstype is an empty field; an empty super_options may be missing altogether.
+    tail = [*fields[dash + 1 :], b"", b"", b""]
+    return MountEntry(
+        int(fields[0]),
+        int(fields[1]),
+        os.makedev(int(major), int(minor)),
+        unescape(fields[3]),
+        unescape(fields[4]),
+        fields[5],
+        tuple(fields[6:dash]),
+        unescape(tail[0]),
+        unescape(tail[1]),
+        tail[2],
+    )
+
+
+def parse(table: bytes) -> list[MountEntry]:
+    """A whole table, in its order. Lines end with ``\\n`` alone: other bytes may be in names."""
+    return [parse_line(line) for line in table.split(b"\n") if line]
+
+
+def read_table(pid: int | str = "thread-self") -> bytes:
+    """The raw table of a process's mount namespace."""
+    with open(f"/proc/{pid}/mountinfo", "rb", buffering=0) as file:
+        chunks = []
+        while chunk := file.read(1 << 20):
+            chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def table() -> list[MountEntry]:
+    """The caller's mount table."""
+    return parse(read_table())
+
+
+def below(directory: bytes) -> list[MountEntry]:
+    """The mounts on or below ``directory`` (resolved, absolute), in the table's order.
+
+    Lines that cannot match are not parsed: beside 10,000 mounts that is half of the time.
+    """
+    return select(read_table(), directory)
+
+
+def select(raw: bytes, directory: bytes) -> list[MountEntry]:
+    """``below`` for a table read before."""
+    needle = b" " + escape(directory)
+    found = []
+    for line in raw.split(b"\n"):
+        if needle in line:
+            entry = parse_line(line)
+            if is_within_bytes(entry.mount_point, directory):
+                found.append(entry)
+    return found
+
+
+def unmount(root: bytes, mount: MountEntry) -> bool:
+    """Unmount ``mount``, which is on or below ``root``; ``False`` when its path leads to another mount now.
+
+    The parent directory is opened inside ``root`` without following symlinks, and the mount is taken by
+    its name in there: a symlink put into the path leads nowhere. Never lazy. Raises ``OSError`` (EBUSY in use).
+    """
+    if mount.mount_point == root:
+        if syscalls.statx(root, follow=False).mnt_id != mount.id:
+            return False
+        syscalls.umount2(root, syscalls.UMOUNT_NOFOLLOW)
+        return True
+    parent, _, name = mount.mount_point[len(root) + 1 :].rpartition(b"/")
+    root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        resolve = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_SYMLINKS
+        parent_fd = syscalls.openat2(root_fd, parent or b".", os.O_PATH | os.O_DIRECTORY, resolve)
+    except OSError as error:
+        if error.errno in _NOT_THERE:
+            return False  # hidden below another mount, which must go first
+        raise
+    finally:
+        os.close(root_fd)
+    try:
+        if syscalls.statx(name, parent_fd, follow=False).mnt_id != mount.id:
+            return False
+        syscalls.umount2(b"/proc/thread-self/fd/%d/%s" % (parent_fd, name), syscalls.UMOUNT_NOFOLLOW)
+    except OSError as error:
+        if error.errno in _NOT_THERE:
+            return False
+        raise
+    finally:
+        os.close(parent_fd)
+    return True
+
+
+def propagation(entry: MountEntry) -> str:
+    """``shared``, ``slave``, ``unbindable`` or ``private`` (mount_namespaces(7))."""
+    tags = [tag.partition(b":")[0] for tag in entry.optional]
+    for tag, word in ((b"shared", "shared"), (b"master", "slave"), (b"unbindable", "unbindable")):
+        if tag in tags:
+            return word
+    return "private"
+
+
+def containing(path: bytes, entries: Iterable[MountEntry]) -> MountEntry | None:
+    """The mount that ``path`` (resolved) lies on: the last one in the table with the longest mount point."""
+    best: MountEntry | None = None
+    for entry in entries:
+        if is_within_bytes(path, entry.mount_point) and (
+            best is None or len(entry.mount_point) >= len(best.mount_point)
+        ):
+            best = entry
+    return best

@@ -1,0 +1,188 @@
+"""System calls that Python lacks, by ctypes, each one a function that raises ``OSError``.
+
+Nothing well kept exists for these on PyPI. Numbers from 424 up are the same on every architecture
+(except alpha); everything here is in Linux 5.14 unless its docstring says otherwise.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_syscall = _libc.syscall
+_syscall.restype = ctypes.c_long
+
+_OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT = 428, 429, 430, 431, 432
+_OPENAT2, _MOUNT_SETATTR = 437, 442
+
+AT_FDCWD = -100
+AT_EMPTY_PATH = 0x1000
+AT_SYMLINK_NOFOLLOW = 0x100
+AT_NO_AUTOMOUNT = 0x800
+AT_RECURSIVE = 0x8000
+AT_STATX_DONT_SYNC = 0x4000
+
+MNT_DETACH = 2
+UMOUNT_NOFOLLOW = 8
+
+CLONE_NEWNS = 0x00020000
+CLONE_FS = 0x00000200
+MS_REC, MS_PRIVATE, MS_SLAVE = 0x4000, 0x40000, 0x80000
+
+OPEN_TREE_CLONE = 1
+MOVE_MOUNT_F_EMPTY_PATH = 0x04
+MOVE_MOUNT_T_EMPTY_PATH = 0x40
+
+MOUNT_ATTR_RDONLY = 0x01
+MOUNT_ATTR_NOSUID = 0x02
+MOUNT_ATTR_NODEV = 0x04
+MOUNT_ATTR_NOEXEC = 0x08
+MOUNT_ATTR_ATIME = 0x70
+MOUNT_ATTR_NOATIME = 0x10
+MOUNT_ATTR_STRICTATIME = 0x20
+MOUNT_ATTR_NODIRATIME = 0x80
+
+RESOLVE_NO_XDEV = 0x01
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
+RESOLVE_BENEATH = 0x08
+RESOLVE_IN_ROOT = 0x10
+
+_FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 0, 1, 6
+
+_STATX_BASIC_AND_MNT_ID = 0x07FF | 0x1000
+
+
+def _check(result: int, call: str, path: str | bytes | None = None) -> int:
+    if result >= 0:
+        return result
+    code = ctypes.get_errno()
+    shown = os.fsdecode(path) if path else None
+    raise OSError(code, f"{call}: {os.strerror(code)}", shown)
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+def openat2(dir_fd: int, path: str | bytes, flags: int, resolve: int, mode: int = 0) -> int:
+    """openat2(2): a file descriptor, close-on-exec. A rename that races with the look-up (EAGAIN) is tried again."""
+    how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
+    raw = os.fsencode(path)
+    for attempt in range(100):
+        result = _syscall(_OPENAT2, dir_fd, raw, ctypes.byref(how), ctypes.c_size_t(ctypes.sizeof(how)))
+        if result >= 0 or ctypes.get_errno() not in (errno.EAGAIN, errno.EINTR) or attempt == 99:
+            break
+    return _check(result, "openat2", path)
+
+
+def open_tree(dir_fd: int, path: str | bytes, *, recursive: bool = False) -> int:
+    """open_tree(2) with OPEN_TREE_CLONE: a detached copy of the mount at ``path`` (``""`` for ``dir_fd`` itself)."""
+    flags = OPEN_TREE_CLONE | os.O_CLOEXEC | AT_NO_AUTOMOUNT
+    flags |= AT_RECURSIVE if recursive else 0
+    flags |= 0 if path else AT_EMPTY_PATH
+    return _check(_syscall(_OPEN_TREE, dir_fd, os.fsencode(path), flags), "open_tree", path)
+
+
+def move_mount(mount_fd: int, target_fd: int) -> None:
+    """move_mount(2): attach the mount ``mount_fd`` on the file or directory ``target_fd``.
+
+    A target inside a detached tree needs Linux 6.15 (EINVAL before).
+    """
+    flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
+    _check(_syscall(_MOVE_MOUNT, mount_fd, b"", target_fd, b"", flags), "move_mount")
+
+
+class _MountAttr(ctypes.Structure):
+    _fields_ = (
+        ("attr_set", ctypes.c_uint64),
+        ("attr_clr", ctypes.c_uint64),
+        ("propagation", ctypes.c_uint64),
+        ("userns_fd", ctypes.c_uint64),
+    )
+
+
+def mount_setattr(
+    mount_fd: int, *, set: int = 0, clear: int = 0, propagation: int = 0, recursive: bool = False
+) -> None:
+    """mount_setattr(2) on the mount ``mount_fd``; ``propagation`` is MS_PRIVATE, MS_SLAVE or 0 to leave it."""
+    attr = _MountAttr(set, clear, propagation, 0)
+    flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
+    size = ctypes.c_size_t(ctypes.sizeof(attr))
+    _check(_syscall(_MOUNT_SETATTR, mount_fd, b"", flags, ctypes.byref(attr), size), "mount_setattr")
+
+
+def make_all_slave() -> None:
+    """mount(2): every mount of the calling thread's namespace receives from, and no longer sends to, its peers."""
+    _check(_libc.mount(None, b"/", None, ctypes.c_ulong(MS_REC | MS_SLAVE), None), "mount", "/")
+
+
+def new_filesystem(fstype: str, parameters: list[tuple[str, str | None]], attributes: int) -> int:
+    """fsopen, fsconfig and fsmount: a detached mount of a new file system.
+
+    ``parameters`` are ``(key, value)``; the value is ``None`` for a flag. ``attributes`` are MOUNT_ATTR_*. What the
+    kernel says in the context's log goes into the ``OSError``'s text.
+    """
+    context = _check(_syscall(_FSOPEN, fstype.encode(), 1), "fsopen", fstype)
+    try:
+        for key, value in parameters:
+            command = _FSCONFIG_SET_FLAG if value is None else _FSCONFIG_SET_STRING
+            raw = None if value is None else os.fsencode(value)
+            shown = key if value is None else f"{key}={value}"
+            _logged(context, _syscall(_FSCONFIG, context, command, os.fsencode(key), raw, 0), shown)
+        _logged(context, _syscall(_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0), "")
+        return _logged(context, _syscall(_FSMOUNT, context, 1, attributes), "")
+    finally:
+        os.close(context)
+
+
+def _logged(context: int, result: int, option: str) -> int:
+    if result >= 0:
+        return result
+    code = ctypes.get_errno()
+    said = []
+    try:
+        while line := os.read(context, 1024):
+            said.append(line.decode("utf-8", "replace").strip()[2:])
+    except OSError:
+        pass  # the log is empty: ENODATA
+    text = f"option {option}: {os.strerror(code)}" if option else os.strerror(code)
+    raise OSError(code, "; ".join([text, *said]))
+
+
+def umount2(path: str | bytes, flags: int) -> None:
+    """umount2(2)."""
+    _check(_libc.umount2(os.fsencode(path), flags), "umount2", path)
+
+
+def unshare(flags: int) -> None:
+    """unshare(2), for the calling thread alone."""
+    _check(_libc.unshare(flags), "unshare")
+
+
+class Stat:
+    """What ``statx`` says: ``mnt_id``, ``dev`` (as in ``os.stat``), ``ino``, ``mode``, ``rdev``."""
+
+    __slots__ = ("dev", "ino", "mnt_id", "mode", "rdev", "uid")
+
+    def __init__(self, raw: bytes) -> None:
+        number = int.from_bytes
+        self.uid = number(raw[20:24], "little")
+        self.mode = number(raw[28:30], "little")
+        self.ino = number(raw[32:40], "little")
+        self.rdev = os.makedev(number(raw[128:132], "little"), number(raw[132:136], "little"))
+        self.dev = os.makedev(number(raw[136:140], "little"), number(raw[140:144], "little"))
+        self.mnt_id = number(raw[144:152], "little")
+
+
+def statx(path: str | bytes, dir_fd: int = AT_FDCWD, *, follow: bool = True) -> Stat:
+    """statx(2) with what the kernel has cached (AT_STATX_DONT_SYNC): never waits for a dead server."""
+    buffer = ctypes.create_string_buffer(256)
+    flags = AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT
+    flags |= 0 if follow else AT_SYMLINK_NOFOLLOW
+    flags |= 0 if path else AT_EMPTY_PATH
+    raw = os.fsencode(path)
+    _check(_libc.statx(dir_fd, raw, flags, _STATX_BASIC_AND_MNT_ID, buffer), "statx", path)
+    return Stat(buffer.raw)
