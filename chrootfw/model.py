@@ -218,7 +218,7 @@ class Command:
 
     argv: tuple[str, ...] = attrs.field(converter=_strings)
     env: Mapping[str, str] = attrs.field(factory=dict, converter=_frozen_mapping)
-    timeout: float = 60.0
+    timeout: float = attrs.field(default=60.0)
 
     @argv.validator
     def _check_argv(self, _attribute: attrs.Attribute[Any], value: tuple[str, ...]) -> None:
