@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         PluginError,
         PluginLoadError,
         PreStartError,
+        PrivilegeError,
         ScriptError,
         StepError,
         SurvivorError,
@@ -53,8 +54,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "chrootfw.errors": (
         "ChrootfwError", "DefinitionError", "DiskError", "HeldError", "InputError", "Interrupted", "LockError",
-        "NotFoundError", "NotSupported", "PlanError", "PluginError", "PluginLoadError", "PreStartError", "ScriptError",
-        "StepError", "SurvivorError", "TransitionError", "TrustError",
+        "NotFoundError", "NotSupported", "PlanError", "PluginError", "PluginLoadError", "PreStartError", "PrivilegeError",
+        "ScriptError", "StepError", "SurvivorError", "TransitionError", "TrustError",
     ),
     "chrootfw.hookspecs": ("hookimpl",),
     "chrootfw.model": (
@@ -70,7 +71,7 @@ __all__ = [
     "NO_COMMAND", "Check", "ChrootfwError", "Command", "DefinitionError", "DiskError", "Entry", "Escalation", "Event",
     "HeldError", "InputError", "Instance", "InstanceInfo", "InstanceState", "Interrupted", "LockError", "Mount",
     "MountPoint", "Node", "NodeInfo", "NotFoundError", "NotSupported", "Omit", "Parameter", "Plan", "PlanError",
-    "PluginError", "PluginLoadError", "PreStartError", "Problem", "Process", "Root", "Runtime", "ScriptError", "Step",
+    "PluginError", "PluginLoadError", "PreStartError", "PrivilegeError", "Problem", "Process", "Root", "Runtime", "ScriptError", "Step",
     "StepError", "SurvivorError", "TransitionError", "TrustError", "hookimpl",
 ]  # fmt: skip
 

@@ -6,6 +6,7 @@
     ├── InputError            a bad name, parameter or argument; nothing was touched
     │   └── DefinitionError   a bad instance definition file; names file and, where known, line
     ├── NotFoundError         no such instance: neither present nor defined
+    ├── PrivilegeError        the verb needs root
     ├── TrustError            a file or directory that others could change; refused
     ├── LockError             another command holds the lock past the deadline
     ├── TransitionError       the verb does not fit the instance's state
@@ -70,6 +71,10 @@ class NotFoundError(ChrootfwError):
 
 class TrustError(ChrootfwError):
     """A file or directory that someone else than root could have changed."""
+
+
+class PrivilegeError(ChrootfwError):
+    """The verb needs root's privileges."""
 
 
 class LockError(ChrootfwError):

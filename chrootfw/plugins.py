@@ -130,7 +130,7 @@ class Registry:
             self._register(load(), record)
         except PluginLoadError as error:
             self.failures.append(error)
-        except Exception as error:  # whatever an import may raise
+        except (Exception, SystemExit) as error:  # whatever an import may raise
             self.failures.append(
                 PluginLoadError(
                     f"{record.describe()} cannot be loaded: {type(error).__name__}: {error}",
@@ -143,7 +143,14 @@ class Registry:
         if record.name in self.without:
             return
         if inspect.isclass(plugin):
-            plugin = plugin()
+            try:
+                plugin = plugin()
+            except Exception as error:
+                raise PluginLoadError(
+                    f"{record.describe()} cannot be made: {type(error).__name__}: {error}",
+                    hint="pass an object, or a class that needs no arguments",
+                    plugin=record.name,
+                ) from error
         name, number = record.name, 2
         while name in self.records and record.band == "object":
             name, number = f"{record.name}-{number}", number + 1
@@ -201,6 +208,13 @@ class Registry:
                     plugin=record.name,
                     hook=hook,
                 )
+            if hookspecs.KINDS[hook] in ("contribute", "observe") and options.get("wrapper"):
+                raise PluginLoadError(
+                    f"{record.describe()}: {hook} cannot be wrapped; all its implementations are asked alike",
+                    hint="answer with values of your own: of two for one place the one asked first wins",
+                    plugin=record.name,
+                    hook=hook,
+                )
             yield hook
 
 
@@ -227,6 +241,11 @@ def blamed(error: BaseException, registry: Registry) -> str:
     name, traceback = "", error.__traceback__
     while traceback is not None:
         name = codes.get(traceback.tb_frame.f_code, name)
+        if traceback.tb_next is None and not name:
+            # A wrapper that yields never or twice is not in the traceback: pluggy raises, holding its generator.
+            for value in list(traceback.tb_frame.f_locals.values()):
+                if inspect.isgenerator(value):
+                    name = codes.get(value.gi_code, name)
         traceback = traceback.tb_next
     return name
 

@@ -9,9 +9,12 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from chrootfw.errors import ChrootfwError, Interrupted, PluginError
+import pluggy
+
+from chrootfw.errors import Interrupted, PluginError
 from chrootfw.model import (
     Command,
     Entry,
@@ -157,41 +160,56 @@ class Stages:
                     answer = self._call(plugin, hook, instance, call)
                     if answer is not None:
                         break
-                plugin, answer = self._wrapped(hook, arguments, plugin, answer, instance, guilty)
-                wrong = "nobody answered" if answer is None else check(answer)
-                if wrong is None:
-                    return plugin, answer
+                if answer is not None:
+                    self._checked(plugin, hook, instance, answer, check)
+                plugin, answer = self._wrapped(hook, arguments, plugin, answer, instance, check, guilty)
                 if answer is None:
                     raise PluginError(
                         f"no plugin answered {hook} for {instance.name}",
                         hint="the defaults answer it; are they disabled?",
                         hook=hook,
                     )
-                raise self._error(plugin, hook, instance, f"answered {_shown(answer)}: {wrong}")
+                return plugin, answer
             except PluginError as error:
                 if not lenient or not error.plugin or error.plugin in guilty:
                     raise
                 self.blame(error, instance)
                 guilty.add(error.plugin)
 
+    def _checked(
+        self, plugin: str, hook: str, instance: Instance, answer: Any, check: Callable[[Any], str | None]
+    ) -> None:
+        wrong = self._call(plugin, hook, instance, lambda: check(answer))
+        if wrong is not None:
+            raise self._error(plugin, hook, instance, f"answered {_shown(answer)}: {wrong}")
+
     def _wrapped(
-        self, hook: str, arguments: Mapping[str, Any], plugin: str, answer: Any, instance: Instance, guilty: set[str]
+        self,
+        hook: str,
+        arguments: Mapping[str, Any],
+        plugin: str,
+        answer: Any,
+        instance: Instance,
+        check: Callable[[Any], str | None],
+        guilty: set[str],
     ) -> tuple[str, Any]:
-        """Let the wrappers of a *decide* hook see, and perhaps replace, the answer."""
-        caller = getattr(self.registry.manager.hook, hook)
-        wrappers = [i for i in caller.get_hookimpls() if i.wrapper and i.plugin_name not in guilty]
-        if not wrappers:
-            return plugin, answer
-        names = {implementation.plugin_name for implementation in wrappers}
-        others = [i.plugin for i in caller.get_hookimpls() if i.plugin_name not in names]
-        only = self.registry.manager.subset_hook_caller(hook, others)
-        outer = wrappers[-1].plugin_name
-        replaced = self._call(outer, hook, instance, lambda: only.call_extra([lambda: answer], dict(arguments)))
-        if replaced is answer:
-            return plugin, answer
-        if replaced is None:
-            raise self._error(outer, hook, instance, "turned the answer into None; a wrapper ends with return (yield)")
-        return outer, replaced
+        """Let the wrappers of a *decide* hook see, and perhaps replace, the answer: the innermost first.
+
+        Each gets a copy and is checked alone, so that its mistake is never blamed on who answered.
+        """
+        for wrapper in getattr(self.registry.manager.hook, hook).get_hookimpls():
+            if not wrapper.wrapper or wrapper.plugin_name in guilty:
+                continue
+            name = wrapper.plugin_name
+            given = list(answer) if isinstance(answer, list) else answer
+            replaced = self._call(name, hook, instance, partial(_through, wrapper, arguments, given))
+            if replaced is given and replaced == answer:
+                continue
+            if replaced is None:
+                raise self._error(name, hook, instance, "turned the answer into None; a wrapper ends with return (yield)")
+            self._checked(name, hook, instance, replaced, check)
+            plugin, answer = name, replaced
+        return plugin, answer
 
     # -- surround, observe --------------------------------------------------------------------------
 
@@ -217,8 +235,8 @@ class Stages:
             caller.call_extra([run], {"instance": instance, "stage": stage})
         except BaseException as error:
             if failures:
-                raise failures[0] from (None if error is failures[0] else error)
-            if not isinstance(error, Exception) or isinstance(error, Interrupted):
+                raise failures[0]  # whatever the wrappers made of it
+            if not isinstance(error, Exception | SystemExit) or isinstance(error, Interrupted):
                 raise
             blame = self._raised(blamed(error, self.registry), "chrootfw_around_stage", instance, error)
             if not lenient:
@@ -237,7 +255,7 @@ class Stages:
         for plugin, call in self._implementations("chrootfw_event", {"event": event}):
             try:
                 call()
-            except Exception as error:  # an observer can not break the run
+            except (Exception, SystemExit) as error:  # an observer can not break the run
                 log.warning("%s: chrootfw_event raised %s: %s", self._who(plugin), type(error).__name__, error)
 
     def blame(self, error: PluginError, instance: Instance) -> None:
@@ -253,7 +271,7 @@ class Stages:
         """
         caller = getattr(self.registry.manager.hook, hook)
         return [
-            (i.plugin_name, lambda i=i: i.function(*(arguments[name] for name in i.argnames)))
+            (i.plugin_name, partial(_called, i, arguments))
             for i in reversed(caller.get_hookimpls())
             if not i.wrapper
         ]
@@ -261,12 +279,10 @@ class Stages:
     def _call(self, plugin: str, hook: str, instance: Instance | None, call: Callable[[], Any]) -> Any:
         try:
             answer = call()
-        except ChrootfwError as error:
-            if isinstance(error, PluginError | Interrupted):
-                raise
+        except Interrupted:
+            raise
+        except (Exception, SystemExit) as error:
             raise self._raised(plugin, hook, instance, error) from error
-        except Exception as error:
-            raise self._raised(blamed(error, self.registry) or plugin, hook, instance, error) from error
         if inspect.iscoroutine(answer):
             answer.close()
             raise self._error(plugin, hook, instance, "answered with a coroutine; hooks are plain functions")
@@ -289,8 +305,32 @@ class Stages:
         )
 
 
+def _called(implementation: pluggy.HookImpl, arguments: Mapping[str, Any]) -> Any:
+    """Call an implementation as pluggy does: with the arguments that it names, those with a default by keyword."""
+    named = {name: arguments[name] for name in implementation.kwargnames if name in arguments}
+    return implementation.function(*(arguments[name] for name in implementation.argnames), **named)
+
+
+def _through(wrapper: pluggy.HookImpl, arguments: Mapping[str, Any], answer: Any) -> Any:
+    """What one wrapper makes of an answer."""
+    generator = _called(wrapper, arguments)
+    try:
+        next(generator)
+    except StopIteration:
+        raise RuntimeError("the wrapper did not yield") from None
+    try:
+        generator.send(answer)
+    except StopIteration as end:
+        return end.value
+    generator.close()
+    raise RuntimeError("the wrapper yields more than once")
+
+
 def _shown(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception:  # blame must be told whatever the answer is
+        text = object.__repr__(value)
     return text if len(text) <= 200 else text[:197] + "…"
 
 

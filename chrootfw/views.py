@@ -53,7 +53,8 @@ class _Value:
         return all(getattr(self, name) == getattr(other, name) for name in self.__slots__)
 
     def __hash__(self) -> int:
-        return hash(repr(self))
+        values = (getattr(self, name) for name in self.__slots__)
+        return hash(tuple(value for value in values if isinstance(value, str | int | float)))
 
     def __repr__(self) -> str:
         inside = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.__slots__)

@@ -46,7 +46,8 @@ def deepest_first(mounts: Sequence[Mount]) -> list[Mount]:
     shallower target is newer, its parent is the same, and the caller repeats until nothing is left.
     """
     position = {mount.id: index for index, mount in enumerate(mounts)}
-    depth = {mount.id: _generation(mount, {m.id: m for m in mounts}) for mount in mounts}
+    by_id = {mount.id: mount for mount in mounts}
+    depth = {mount.id: _generation(mount, by_id) for mount in mounts}
     return sorted(
         mounts,
         key=lambda m: (depth[m.id], len(paths.components(m.target)), position[m.id]),

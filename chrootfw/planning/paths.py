@@ -46,9 +46,13 @@ def check_absolute(path: object, what: str) -> str:
         raise InputError(f"{what} is empty; it must be an absolute path")
     if "\0" in path:
         raise InputError(f"{what} {shown} contains a NUL byte")
+    try:
+        raw = path.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise InputError(f"{what} {shown} contains a lone surrogate, which no file name can hold") from None
     if not path.startswith("/"):
         raise InputError(f"{what} {shown} is not an absolute path", hint="begin it with /")
-    if len(path.encode("utf-8", "surrogateescape")) > PATH_MAX:
+    if len(raw) > PATH_MAX:
         raise InputError(f"{what} {shown} is longer than {PATH_MAX} bytes")
     if path == "/":
         return path

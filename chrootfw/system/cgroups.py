@@ -21,10 +21,17 @@ if TYPE_CHECKING:
 TOP = "chrootfw"
 
 
-def hierarchy(table: Sequence[mounts.MountEntry] | None = None) -> str | None:
+def hierarchy(raw_table: bytes) -> str | None:
     """Where the v2 hierarchy is mounted, or ``None``; found in the mount table, never assumed."""
-    for entry in table if table is not None else mounts.table():
-        if entry.fstype == b"cgroup2":
+    for entry in mounts.of_type(raw_table, b"cgroup2"):
+        return os.fsdecode(entry.mount_point)
+    return None
+
+
+def memory_v1(raw_table: bytes) -> str | None:
+    """Where the v1 memory controller is mounted, or ``None``."""
+    for entry in mounts.of_type(raw_table, b"cgroup"):
+        if b"memory" in entry.super_options.split(b","):
             return os.fsdecode(entry.mount_point)
     return None
 
@@ -32,14 +39,6 @@ def hierarchy(table: Sequence[mounts.MountEntry] | None = None) -> str | None:
 def is_writable(path: str) -> bool:
     """Whether cgroups can be made under ``path`` (False too on a read-only mount)."""
     return os.access(path, os.W_OK)
-
-
-def memory_v1(table: Sequence[mounts.MountEntry]) -> str | None:
-    """Where the v1 memory controller is mounted, or ``None``."""
-    for entry in table:
-        if entry.fstype == b"cgroup" and b"memory" in entry.super_options.split(b","):
-            return os.fsdecode(entry.mount_point)
-    return None
 
 
 def home(top: str, run_dir: str) -> str:
@@ -181,6 +180,16 @@ def remove(path: str) -> None:
 def events_fd(path: str) -> int:
     """``cgroup.events`` opened for poll(2): POLLPRI tells of a change. The caller closes it."""
     return os.open(f"{path}/cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def says_populated(fd: int) -> bool:
+    """``is_populated`` for an open ``cgroup.events``; ``False`` when the cgroup is removed."""
+    try:
+        return b"populated 1" in os.pread(fd, 256, 0)
+    except OSError as error:
+        if error.errno == errno.ENODEV:
+            return False
+        raise
 
 
 def memory_bytes(path: str) -> int | None:

@@ -65,7 +65,7 @@ class MountEntry:
 
 
 def unescape(field: bytes) -> bytes:
-    r"""Undo the kernel's octal escapes (``\040`` and the like; space, tab, newline, backslash, ``#``)."""
+    r"""Undo the kernel's octal escapes (``\040`` and the like; in a source and a type ``#`` too)."""
     if b"\\" not in field:
         return field
     first, *rest = field.split(b"\\")
@@ -80,8 +80,8 @@ def unescape(field: bytes) -> bytes:
 
 
 def escape(field: bytes) -> bytes:
-    """The inverse of ``unescape``, as the kernel writes it."""
-    return b"".join(b"\\%03o" % byte if byte in b" \t\n\\#" else bytes([byte]) for byte in field)
+    """The inverse of ``unescape``, as the kernel writes a path: space, tab, newline and backslash, but not ``#``."""
+    return b"".join(b"\\%03o" % byte if byte in b" \t\n\\" else bytes([byte]) for byte in field)
 
 
 def parse_line(line: bytes) -> MountEntry:
@@ -142,6 +142,12 @@ def select(raw: bytes, directory: bytes) -> list[MountEntry]:
             if is_within_bytes(entry.mount_point, directory):
                 found.append(entry)
     return found
+
+
+def of_type(raw: bytes, fstype: bytes) -> list[MountEntry]:
+    """The mounts of one file system type in a table read before."""
+    needle = b" - " + fstype + b" "
+    return [parse_line(line) for line in raw.split(b"\n") if needle in line]
 
 
 def unmount(root: bytes, mount: MountEntry) -> bool:

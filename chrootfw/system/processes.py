@@ -24,7 +24,7 @@ def all_pids() -> list[int]:
 
 def command(pid: int) -> str:
     """The process's name as in ps(1), or ``?`` when it is gone."""
-    return _line(f"/proc/{pid}/comm") or "?"
+    return first_line(f"/proc/{pid}/comm") or "?"
 
 
 def user(pid: int) -> str:
@@ -50,13 +50,13 @@ def user_name(uid: int) -> str:
 
 def state(pid: int) -> tuple[str, str]:
     """Its state letter and wchan, for telling why it does not die; ``("gone", "")`` when it is gone."""
-    parts = _line(f"/proc/{pid}/stat").rpartition(")")[2].split()
-    return (parts[0], _line(f"/proc/{pid}/wchan").strip("0")) if parts else ("gone", "")
+    parts = first_line(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return (parts[0], first_line(f"/proc/{pid}/wchan").strip("0")) if parts else ("gone", "")
 
 
 def parent(pid: int) -> int:
     """Its parent's pid, 0 when there is none."""
-    parts = _line(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    parts = first_line(f"/proc/{pid}/stat").rpartition(")")[2].split()
     return int(parts[1]) if len(parts) > 1 else 0
 
 
@@ -270,7 +270,8 @@ def _names_in(path: str) -> list[str]:
         return []
 
 
-def _line(path: str) -> str:
+def first_line(path: str) -> str:
+    """The first line of a file of /proc, ``""`` when the process is gone."""
     return next(_lines(path), "")
 
 

@@ -34,6 +34,8 @@ class Root:
 
     def open_fd(self, path: str, flags: int = os.O_PATH, mode: int = 0, *, follow: bool = True) -> int:
         """A file descriptor for ``path``; O_PATH unless ``flags`` says otherwise."""
+        if "\0" in path:
+            raise OSError(errno.EINVAL, "a NUL byte in the path", path)  # the kernel would read up to it
         flags |= 0 if follow else os.O_NOFOLLOW
         root_fd = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:

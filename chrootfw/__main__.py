@@ -1,0 +1,5 @@
+"""``python -m chrootfw``."""
+
+from chrootfw.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,508 @@
+"""The command line: reads arguments, calls the library, shows the answer. Nothing is decided here.
+
+What a verb does not need is not imported: ``list``, ``info``, ``ps`` and ``exec`` load no plugin.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import chrootfw
+from chrootfw.errors import (
+    ChrootfwError,
+    DefinitionError,
+    HeldError,
+    InputError,
+    Interrupted,
+    NotFoundError,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+    from chrootfw.interrupts import Interrupts
+    from chrootfw.model import Event, Instance
+    from chrootfw.runtime import Runtime
+
+DONE, FAILED, USAGE, NOT_FOUND, HELD = 0, 1, 2, 3, 4
+#: What exec and shell answer when chrootfw itself fails, and as env(1) and chroot(1) do for the command.
+EXEC_FAILED, EXEC_NOT_EXECUTABLE, EXEC_MISSING = 125, 126, 127
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; its exit status."""
+    _have_stdio()
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments in (["--version"], ["-V"]):
+        print(f"chrootfw {chrootfw.__version__}")
+        return DONE
+    options = _parser().parse_args(arguments)
+    run: Callable[[argparse.Namespace], int] = options.run
+    try:
+        status = run(options)
+        sys.stdout.flush()
+        return status
+    except ChrootfwError as error:
+        return _fail(error, options)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader has gone; nobody is left to tell
+        return FAILED
+    except KeyboardInterrupt:
+        return 130
+
+
+def _have_stdio() -> None:
+    """File descriptors 0 to 2 are open: what is opened later must not become one of them."""
+    while True:
+        fd = os.open(os.devnull, os.O_RDWR)
+        if fd > 2:
+            os.close(fd)
+            return
+        os.set_inheritable(fd, True)
+
+
+def _fail(error: ChrootfwError, options: argparse.Namespace) -> int:
+    from chrootfw import display
+
+    if options.json:
+        shown = {"kind": error.kind, "brief": error.brief, "details": list(error.details), "hint": error.hint}
+        _print_json({"error": shown})
+    else:
+        print(display.error(error, sys.stderr), file=sys.stderr)
+    if options.verb in ("exec", "shell"):
+        return EXEC_FAILED
+    if isinstance(error, Interrupted):
+        return 128 + error.signum
+    if isinstance(error, HeldError):
+        return HELD
+    if isinstance(error, NotFoundError):
+        return NOT_FOUND
+    if isinstance(error, InputError) and not isinstance(error, DefinitionError):
+        return USAGE
+    return FAILED
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    import json
+
+    print(json.dumps({"version": 1, **value}, indent=2))
+
+
+# -- the verbs --------------------------------------------------------------------------------------
+
+
+def _start(options: argparse.Namespace) -> int:
+    runtime, _ = _runtime(options)
+    with _signals(runtime.interrupts):
+        info = runtime.start(_instance(options, runtime))
+    _say(f"{info.name} is {info.state}" + (f": {info.processes} processes" if info.processes else ""), options)
+    return DONE
+
+
+def _stop(options: argparse.Namespace) -> int:
+    runtime, progress = _runtime(options)
+    with _signals(runtime.interrupts), _remains(runtime, options):
+        info = runtime.stop(
+            options.name,
+            force=options.force,
+            timeout=options.timeout,
+            run_script=False if options.no_script else None,
+            keep_mounted=options.keep_mounted,
+            kill_holders=options.kill_holders,
+        )
+    words = {"absent": "stopped" if progress.steps else "already stopped", "mounted": "stopped, and still mounted"}
+    _say(f"{options.name} is {words.get(info.state.value, info.state.value)}", options)
+    return DONE
+
+
+def _reboot(options: argparse.Namespace) -> int:
+    runtime, _ = _runtime(options)
+    with _signals(runtime.interrupts), _remains(runtime, options):
+        info = runtime.reboot(options.name)
+    _say(f"{info.name} is {info.state} again" + (f": {info.processes} processes" if info.processes else ""), options)
+    return DONE
+
+
+def _cleanup(options: argparse.Namespace) -> int:
+    runtime, progress = _runtime(options)
+    with _signals(runtime.interrupts), _remains(runtime, options):
+        runtime.cleanup(options.name)
+    _say(f"{options.name} is {'cleaned up' if progress.steps else 'already clean'}", options)
+    return DONE
+
+
+def _list(options: argparse.Namespace) -> int:
+    from chrootfw import display, inventory
+
+    found = inventory.show_all(*_directories())
+    if options.json:
+        _print_json({"instances": [info.to_dict() for info in found]})
+    else:
+        print(display.instances(found, sys.stdout))
+    return DONE
+
+
+def _info(options: argparse.Namespace) -> int:
+    from chrootfw import display, inventory
+
+    info = inventory.show_one(*_directories(), options.name)
+    if options.json:
+        _print_json({"instances": [info.to_dict()], **info.to_dict()})
+    else:
+        print(display.instance(info, sys.stdout))
+    return DONE
+
+
+def _ps(options: argparse.Namespace) -> int:
+    from chrootfw import display, inventory
+
+    found = inventory.all_processes(*_directories(), options.name)
+    if options.json:
+        _print_json({"processes": [process.to_dict() for process in found]})
+    else:
+        print(display.process_table(found, sys.stdout))
+    return DONE
+
+
+def _node(options: argparse.Namespace) -> int:
+    from chrootfw import display, node
+
+    info = node.info(*_directories())
+    if options.json:
+        _print_json({"node": info.to_dict()})
+    else:
+        print(display.node(info))
+    return DONE
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from chrootfw import display
+
+    runtime, _ = _runtime(options)
+    found = runtime.verify()
+    if options.json:
+        _print_json({"checks": [check.to_dict() for check in found]})
+    else:
+        print(display.checks(found, sys.stdout))
+    return FAILED if any(check.status == "error" for check in found) else DONE
+
+
+def _plugins(options: argparse.Namespace) -> int:
+    import attrs
+
+    from chrootfw import display
+
+    runtime, _ = _runtime(options)
+    rows = runtime.who_answers(options.name) if options.name else []
+    records = runtime.plugins()
+    failures = [error.brief for error in runtime.plugin_failures()]
+    if options.json:
+        shown = {"plugins": [attrs.asdict(record) for record in records], "failures": failures}
+        answers = [{"stage": stage, "hook": hook, "plugin": plugin} for stage, hook, plugin in rows]
+        _print_json({**shown, **({"answers": answers} if options.name else {})})
+        return DONE
+    if options.name:
+        print(display.table(["STAGE", "HOOK", "ANSWERED BY"], rows, sys.stdout, {}))
+        return DONE
+    lines = [
+        [record.name, record.version, record.band, ", ".join(h.removeprefix("chrootfw_") for h in record.hooks)]
+        for record in records
+    ]
+    print(display.table(["PLUGIN", "VERSION", "BAND", "HOOKS"], lines, sys.stdout, {}))
+    for brief in failures:
+        print(f"not loaded: {brief}", file=sys.stderr)
+    return DONE
+
+
+def _parameters(options: argparse.Namespace) -> int:
+    from chrootfw import config, display
+
+    runtime, _ = _runtime(options)
+    found = runtime.parameters()
+    if options.json:
+        rows = [
+            {
+                "name": parameter.name,
+                "type": config.type_text(parameter),
+                "default": list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default,
+                "help": parameter.help,
+                "plugin": plugin,
+            }
+            for plugin, parameter in found
+        ]
+        _print_json({"parameters": rows})
+        return DONE
+    lines = [
+        [parameter.name, config.type_text(parameter), config.default_text(parameter), parameter.help]
+        for _, parameter in found
+    ]
+    print(display.table(["PARAMETER", "TYPE", "DEFAULT", "MEANING"], lines, sys.stdout, {}))
+    return DONE
+
+
+def _plan(options: argparse.Namespace) -> int:
+    runtime, _ = _runtime(options)
+    instance: Instance | str = options.name
+    if options.what == "start":
+        instance = _instance(options, runtime)
+    plan = runtime.plan(options.what, instance)
+    if options.json:
+        _print_json(plan.to_dict())
+    else:
+        print(plan.describe())
+    return DONE
+
+
+def _exec(options: argparse.Namespace) -> int:
+    from chrootfw import entering
+
+    command = options.command[1:] if options.command[:1] == ["--"] else options.command
+    if not command:
+        raise InputError("exec needs a command", hint="chrootfw exec NAME -- COMMAND …")
+    env = {}
+    for setting in options.env:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise InputError(f"--env {setting!r} is not NAME=VALUE")
+        env[key] = value
+    _need_root(f"run a command in {options.name}")
+    try:
+        return entering.execute(*_directories(), options.name, command, user=options.user, env=env, cwd=options.cwd)
+    except OSError as error:
+        print(f"chrootfw: cannot run {command[0]} in {options.name}: {error.strerror}", file=sys.stderr)
+        import errno
+
+        if not (error.strerror or "").startswith("execve"):
+            return EXEC_FAILED
+        return EXEC_MISSING if error.errno in (errno.ENOENT, errno.ENOTDIR) else EXEC_NOT_EXECUTABLE
+
+
+def _shell(options: argparse.Namespace) -> int:
+    from chrootfw import entering
+
+    _need_root(f"open a shell in {options.name}")
+    try:
+        return entering.shell(*_directories(), options.name)
+    except OSError as error:
+        print(f"chrootfw: cannot open a shell in {options.name}: {error.strerror}", file=sys.stderr)
+        return EXEC_FAILED
+
+
+def _powercycle(options: argparse.Namespace) -> int:
+    if not options.yes_really:
+        raise InputError(
+            "powercycle resets this machine at once, without stopping anything",
+            hint="say so: chrootfw powercycle --yes-really",
+        )
+    from chrootfw import node
+
+    _need_root("power-cycle this machine")
+    print(node.powercycle())
+    return DONE
+
+
+def _demo(_options: argparse.Namespace) -> int:
+    from chrootfw import demo
+
+    return demo.main()
+
+
+# -- what the verbs share ---------------------------------------------------------------------------
+
+
+def _directories() -> tuple[str, str]:
+    run_dir = os.environ.get("CHROOTFW_RUN_DIR") or "/run/chrootfw"
+    return run_dir, os.environ.get("CHROOTFW_CONFIG_DIR") or "/etc/chrootfw"
+
+
+def _runtime(options: argparse.Namespace) -> tuple[Runtime, _Progress]:
+    import logging
+
+    from chrootfw.runtime import Runtime
+
+    logging.getLogger("chrootfw").addHandler(logging.NullHandler())  # what it says comes as events
+    progress = _Progress(verbose=options.verbose)
+    runtime = Runtime(
+        discover=not options.no_plugins,
+        without=options.without,
+        lock_timeout=options.lock_timeout,
+        on_event=progress,
+    )
+    return runtime, progress
+
+
+def _instance(options: argparse.Namespace, runtime: Runtime) -> Instance | str:
+    """The instance to start: its definition, and the flags beside it, which apply to this start only."""
+    from chrootfw import config
+
+    changes: dict[str, Any] = {}
+    if options.disk is not None:
+        changes["disk"] = options.disk
+    if options.no_init:
+        changes["init_script"] = None
+    elif options.init_script is not None:
+        changes["init_script"] = options.init_script
+    settings = dict(config.parse_setting(text) for text in options.set)
+    if not changes and not settings:
+        name: str = options.name
+        return name
+    return runtime.instance(options.name, changes, settings)
+
+
+def _need_root(verb: str) -> None:
+    if os.geteuid() != 0:
+        from chrootfw.errors import PrivilegeError
+
+        raise PrivilegeError(f"only root can {verb}", hint="run it with sudo, or as root")
+
+
+def _say(text: str, options: argparse.Namespace) -> None:
+    if not options.json:
+        print(text)
+
+
+class _Progress:
+    """Shows events on stderr: warnings and blame always, steps with ``-v``. ``steps`` counts what was done."""
+
+    def __init__(self, *, verbose: bool) -> None:
+        self.verbose = verbose
+        self.steps = 0
+
+    def __call__(self, event: Event) -> None:
+        from chrootfw import display
+
+        if event.what in ("warning", "blame"):
+            label = display.paint("warning:" if event.what == "warning" else "plugin:", "yellow", sys.stderr)
+            print(f"chrootfw: {label} {event.error or event.does}", file=sys.stderr)
+            return
+        if event.what == "begin":
+            return
+        self.steps += 1
+        if self.verbose:
+            mark = display.paint("✓", "green", sys.stderr) if event.what == "end" else display.paint("✗", "red", sys.stderr)
+            by = f"  [{event.plugin}]" if event.plugin else ""
+            failed = f": {event.error}" if event.error else ""
+            took = f"{event.seconds * 1000:7.1f} ms"
+            print(f"{mark} {took}  {event.stage:<10}  {event.does}{by}{failed}", file=sys.stderr)
+
+
+class _signals:
+    """INT, TERM and HUP ask the library to end, instead of ending the process in the middle of a step."""
+
+    def __init__(self, interrupts: Interrupts) -> None:
+        self.interrupts = interrupts
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        import signal
+
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(signum) != signal.SIG_IGN:  # nohup, or a job in the background
+                self.before[signum] = signal.signal(signum, lambda number, _frame: self.interrupts.request(number))
+
+    def __exit__(self, *_exc: object) -> None:
+        import signal
+
+        for signum, handler in self.before.items():
+            signal.signal(signum, handler)
+
+
+class _remains:
+    """An interrupted stop, reboot or cleanup says what remains."""
+
+    def __init__(self, runtime: Runtime, options: argparse.Namespace) -> None:
+        self.runtime = runtime
+        self.options = options
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        if not isinstance(error, Interrupted):
+            return
+        info = self.runtime.info(self.options.name)
+        error.details = (
+            *error.details,
+            f"{info.name} is {info.state}: {info.processes} processes and {len(info.mounts or ())} mounts remain",
+        )
+        error.hint = f"chrootfw {self.options.verb} {info.name} goes on where this one ended"
+
+
+def _parser() -> argparse.ArgumentParser:
+    import argparse
+
+    def number(text: str) -> float:
+        value = float(text)
+        if not 0 <= value <= 86_400:
+            raise argparse.ArgumentTypeError(f"{text} is not within 0 and 86400 seconds")
+        return value
+
+    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    group = common.add_argument_group("everywhere")
+    group.add_argument("--no-plugins", action="store_true", help="load the default plugins only")
+    group.add_argument("--without", action="append", metavar="PLUGIN", help="leave out a plugin; may be repeated")
+    group.add_argument("--lock-timeout", type=number, metavar="S", help="seconds to wait for another command (10)")
+    group.add_argument("-v", "--verbose", action="store_true", help="show every step and how long it took")
+    group.add_argument("--json", action="store_true", help="answer in JSON, errors too")
+
+    parser = argparse.ArgumentParser(
+        prog="chrootfw",
+        description="Manages long-running chroots; every stage of a chroot's life is a plugin hook.",
+        epilog="Exit status: 0 done, 1 failed, 2 wrong usage, 3 no such instance, 4 held. exec and shell: the command's own.",
+        parents=[common],
+    )
+    parser.add_argument("-V", "--version", action="version", version=f"chrootfw {chrootfw.__version__}")
+    parser.set_defaults(no_plugins=False, without=[], lock_timeout=10.0, verbose=False, json=False)
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+
+    def verb(name: str, run: Callable[[argparse.Namespace], int], help: str, *, named: bool = True) -> argparse.ArgumentParser:
+        added = verbs.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".", parents=[common])
+        added.set_defaults(run=run)
+        if named:
+            added.add_argument("name", metavar="NAME", help="the instance")
+        return added
+
+    def definition_flags(added: argparse.ArgumentParser) -> None:
+        added.add_argument("--disk", metavar="PATH", help="block device, image file or directory, for this start only")
+        script = added.add_mutually_exclusive_group()
+        script.add_argument("--init-script", metavar="PATH", help="path inside the root")
+        script.add_argument("--no-init", action="store_true", help="mount only")
+        added.add_argument(
+            "--set", action="append", default=[], metavar="PARAM=VALUE", help="a parameter as a TOML value; may be repeated"
+        )
+
+    verb("demo", _demo, "a whole life on this machine: image, start, a page served from inside, stop", named=False)
+    definition_flags(verb("start", _start, "mount, check, and run the init script with start"))
+    added = verb("stop", _stop, "run the init script with stop, end the processes, unmount, prove that nothing is left")
+    added.add_argument("--timeout", type=number, metavar="S", help="grace period in seconds between TERM and KILL")
+    added.add_argument("--force", action="store_true", help="no init script; KILL at once")
+    added.add_argument("--no-script", action="store_true", help="do not run the init script")
+    added.add_argument("--keep-mounted", action="store_true", help="end the processes only")
+    added.add_argument("--kill-holders", action="store_true", help="signal outside processes that use the mounts, too")
+    verb("reboot", _reboot, "stop the processes and start again; the disk stays mounted")
+    verb("cleanup", _cleanup, "unmount and release what is mounted or held")
+    verb("list", _list, "every instance, present or defined", named=False)
+    verb("info", _info, "one instance in full")
+    verb("ps", _ps, "the processes of an instance, and who holds its mounts")
+    verb("node", _node, "the machine: memory, CPUs, disk space", named=False)
+    verb("verify", _verify, "whether this machine is fit for chrootfw", named=False)
+    added = verb("plugins", _plugins, "the plugins in the order of asking, or who answers for an instance", named=False)
+    added.add_argument("name", metavar="NAME", nargs="?", help="the instance")
+    verb("parameters", _parameters, "the parameters that an instance may have", named=False)
+    added = verb("exec", _exec, "run a command inside; its exit status is chrootfw's")
+    added.add_argument("--user", metavar="USER", help="a name or number of the root's own /etc/passwd, or USER:GROUP")
+    added.add_argument("--env", action="append", default=[], metavar="K=V", help="added to the clean environment")
+    added.add_argument("--cwd", metavar="DIR", help="the working directory inside")
+    added.add_argument("command", nargs=argparse.REMAINDER, metavar="-- CMD …", help="the command and its arguments")
+    verb("shell", _shell, "open a shell on a terminal of the instance's own")
+    added = verb("plan", _plan, "the exact steps of a start or stop, and which plugin answered; touches nothing", named=False)
+    added.add_argument("what", choices=("start", "stop"))
+    added.add_argument("name", metavar="NAME", help="the instance")
+    definition_flags(added)
+    added = verb("powercycle", _powercycle, "reset this machine at once", named=False)
+    added.add_argument("--yes-really", action="store_true", help="do it")
+    return parser

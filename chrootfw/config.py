@@ -1,0 +1,167 @@
+"""Instances from definition files and options: read, checked against the declared parameters, filled in."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from chrootfw.errors import DefinitionError, InputError, PluginError
+from chrootfw.model import DEFAULT_INIT_SCRIPT, Instance, Parameter
+from chrootfw.planning import paths
+from chrootfw.system import store
+
+#: What an ``Instance`` has as fields, as parameters: shown by ``chrootfw parameters``.
+FIELDS = (
+    Parameter("disk", str, None, help="block device, image file or directory (bound, not recursively)"),
+    Parameter(
+        "init_script", (str, bool), DEFAULT_INIT_SCRIPT, help="path inside the root, used for start and stop; false: mount only"
+    ),
+    Parameter("plugins", list, (), help="plugins for this instance alone, by name or module:attribute"),
+    Parameter("require_process", bool, False, help="a start whose init script leaves no process alive is an error"),
+)
+
+
+def read_definition(config_dir: str, name: str) -> tuple[Instance, str] | None:
+    """The instance as its definition file says, unchecked parameters and all, and the file's text; ``None`` without a file.
+
+    Raises ``DefinitionError`` naming file and line, ``TrustError``.
+    """
+    paths.check_name(name)
+    path = f"{config_dir}/{name}.toml"
+    try:
+        data = store.read(path)
+        if data is None:
+            return None
+        store.check_trusted(path, what="definition")
+    except OSError as error:
+        raise DefinitionError(f"cannot read the definition {path}: {error.strerror}") from error
+    text = data.decode("utf-8", "surrogateescape")
+    try:
+        table = tomllib.loads(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise DefinitionError(f"the definition {path} is no UTF-8: {error.reason} at byte {error.start}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise DefinitionError(f"the definition {path} is no TOML: {error}", hint="see https://toml.io") from error
+    try:
+        return from_table(name, table), text
+    except InputError as error:
+        raise _placed(error, path, text) from error
+
+
+def from_table(name: str, table: Mapping[str, Any]) -> Instance:
+    """An instance from flat keys. Raises ``InputError``."""
+    fields = {key: table[key] for key in ("disk", "init_script", "plugins") if key in table}
+    if "name" in table and table["name"] != name:
+        raise InputError(f"the key name is {table['name']!r}; the instance's name is the file's, {name}")
+    for key in ("disk", "init_script"):
+        if key in fields and not isinstance(fields[key], str) and not (key == "init_script" and fields[key] is False):
+            raise InputError(f"the parameter {key} is {fields[key]!r}; it must be a string")
+    plugins = fields.get("plugins", [])
+    if not isinstance(plugins, list) or not all(isinstance(item, str) for item in plugins):
+        raise InputError(f"the parameter plugins is {plugins!r}; it must be a list of strings")
+    params = {key: value for key, value in table.items() if key not in ("name", "disk", "init_script", "plugins")}
+    return Instance(name, **fields, params=params)
+
+
+def _placed(error: InputError, path: str, text: str) -> DefinitionError:
+    """The error with the file, and the line of the first key that it names."""
+    for number, line in enumerate(text.splitlines(), 1):
+        key = re.match(r"""\s*["']?([A-Za-z0-9_-]+)["']?\s*=""", line)
+        if key and re.search(rf"\b{re.escape(key[1])}\b", error.brief):
+            return DefinitionError(f"{path}, line {number}: {error.brief}", error.details, error.hint)
+    return DefinitionError(f"{path}: {error.brief}", error.details, error.hint)
+
+
+def with_place(error: InputError, config_dir: str, name: str, text: str) -> DefinitionError:
+    """An error found when the parameters were checked, with the definition's file and line."""
+    return _placed(error, f"{config_dir}/{name}.toml", text)
+
+
+def resolve(instance: Instance, declared: Sequence[tuple[str, Parameter]]) -> Instance:
+    """The instance with every parameter checked, and defaults filled in. Raises ``InputError``, ``PluginError``."""
+    known = {parameter.name: (plugin, parameter) for plugin, parameter in declared}
+    known |= {parameter.name: ("", parameter) for parameter in FIELDS if parameter.name == "require_process"}
+    filled: dict[str, Any] = {}
+    for key, value in instance.params.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, [*known, *(p.name for p in FIELDS)], 1)
+            raise InputError(
+                f"there is no parameter {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""),
+                hint="chrootfw parameters lists those that there are",
+            )
+        plugin, parameter = known[key]
+        filled[key] = _checked(plugin, parameter, value)
+    for key, (_, parameter) in known.items():
+        if key not in filled:
+            filled[key] = list(parameter.default) if isinstance(parameter.default, list | tuple) else parameter.default
+    return Instance(instance.name, instance.disk, instance.init_script, filled, instance.plugins)
+
+
+def _checked(plugin: str, parameter: Parameter, value: Any) -> Any:
+    types = parameter.type if isinstance(parameter.type, tuple) else (parameter.type,)
+    fits = isinstance(value, types) or (float in types and isinstance(value, int)) or (list in types and isinstance(value, tuple))
+    if isinstance(value, bool) and bool not in types:
+        fits = False
+    if not fits:
+        wanted = " or ".join(_TYPE_NAMES.get(kind, kind.__name__) for kind in types)
+        raise InputError(f"the parameter {parameter.name} is {value!r}; it must be {wanted}", hint=parameter.help)
+    try:
+        wrong = parameter.check(value)
+    except ValueError as error:
+        wrong = str(error)
+    except InputError as error:
+        raise InputError(f"the parameter {parameter.name}: {error.brief}", error.details, error.hint) from error
+    except Exception as error:
+        raise PluginError(
+            f"plugin {plugin}: the check of parameter {parameter.name} raised {type(error).__name__}: {error}", plugin=plugin
+        ) from error
+    if wrong:
+        raise InputError(f"the parameter {parameter.name} is {value!r}: {wrong}", hint=parameter.help)
+    return list(value) if isinstance(value, tuple) else value
+
+
+_TYPE_NAMES = {
+    str: "a string",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    list: "a list",
+    dict: "a table",
+}
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """``PARAM=TOML-VALUE`` as ``(name, value)``; a word that is no TOML value is taken as a string. Raises ``InputError``."""
+    key, equals, value = text.partition("=")
+    key = key.strip()
+    if not equals or not key:
+        raise InputError(f"--set {text!r} is not PARAM=VALUE")
+    try:
+        return key, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError as error:
+        if re.fullmatch(r"[A-Za-z0-9_./:+-]+", value):
+            return key, value
+        raise InputError(
+            f"--set {key}: {value!r} is no TOML value: {error}", hint=f"""quote it for TOML and for the shell: --set '{key}="…"'"""
+        ) from error
+
+
+def type_text(parameter: Parameter) -> str:
+    """The type of a parameter as people read it."""
+    types = parameter.type if isinstance(parameter.type, tuple) else (parameter.type,)
+    return " or ".join(kind.__name__ for kind in types)
+
+
+def default_text(parameter: Parameter) -> str:
+    """The default as TOML would have it."""
+    if parameter.default is None:
+        return "-"
+    if isinstance(parameter.default, bool):
+        return str(parameter.default).lower()
+    if isinstance(parameter.default, list | tuple):
+        return str(list(parameter.default))
+    return f'"{parameter.default}"' if isinstance(parameter.default, str) else str(parameter.default)
+

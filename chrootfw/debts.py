@@ -1,0 +1,103 @@
+"""Steps: recorded before they are applied, undone from the record alone."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from chrootfw.errors import ChrootfwError, StepError
+from chrootfw.jobs import Job
+from chrootfw.model import Step
+
+
+def apply(job: Job, stage: str, plugin: str, step: Step) -> Mapping[str, Any]:
+    """Record, apply, record the facts, which are returned. Raises ``StepError`` with blame."""
+    who = job.stages.registry.record(plugin)
+    record: dict[str, Any] = {
+        "kind": step.kind or type(step).__name__,
+        "class": f"{type(step).__module__}:{type(step).__qualname__}",
+        "arguments": step.arguments(),
+        "facts": None,
+        "stage": stage,
+        "plugin": plugin,
+        "distribution": who.distribution,
+        "version": who.version,
+    }
+    assert job.intent is not None
+    try:
+        job.save(steps=[*job.intent["steps"], record])
+    except TypeError as error:
+        job.intent["steps"].pop()
+        raise StepError(f"{who.describe()}: the arguments of step {record['kind']} are no JSON values: {error}") from error
+    with job.step(stage, step.describe(), plugin):
+        try:
+            facts = step.apply() or {}
+            record["facts"] = dict(facts)
+            job.save()
+        except ChrootfwError:
+            raise
+        except Exception as error:
+            raise StepError(
+                f"{who.describe()}: cannot {step.describe()}: {_text(error)}", hint="what it had done is undone"
+            ) from error
+    return record["facts"]  # type: ignore[no-any-return]  # just made a dict of it
+
+
+def pay(job: Job, stages: tuple[str, ...]) -> list[str]:
+    """Undo the recorded steps of ``stages``, the last first. What cannot be undone stays recorded; a line for each."""
+    failures: list[str] = []
+    if job.intent is None:
+        return failures
+    for record in reversed(list(job.intent["steps"])):
+        if record["stage"] not in stages:
+            continue
+        who = " ".join(filter(None, (record["plugin"], record["distribution"], record["version"])))
+        does = f"undo {record['kind']}"
+        try:
+            step = _restore(record)
+            with job.step(record["stage"], does, record["plugin"]):
+                step.undo(record)
+        except Exception as error:  # whatever a plugin may raise: the others are paid all the same
+            failures.append(f"{record['kind']} {record['arguments']} of plugin {who}: {_text(error)}")
+            continue
+        job.intent["steps"].remove(record)
+        job.note()
+    return failures
+
+
+def unpaid(name: str, failures: list[str]) -> StepError:
+    """The error for steps that could not be undone."""
+    return StepError(
+        f"{name} is unmounted, but {len(failures)} of its steps could not be undone",
+        failures,
+        f"install the plugin again and run: chrootfw cleanup {name}",
+    )
+
+
+def _restore(record: Mapping[str, Any]) -> Step:
+    """The step of a record: its class by module and name, or as a class that is defined in this process."""
+    module, _, qualname = record["class"].partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in qualname.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError):
+        here = [k for k in _subclasses(Step) if (k.__module__, k.__qualname__) == (module, qualname)]
+        if not here:
+            raise
+        found = here[-1]  # attrs makes a class twice; the last is the whole one
+    step = found(**record["arguments"])
+    if not isinstance(step, Step):
+        raise TypeError(f"{record['class']} is no Step")
+    return step
+
+
+def _subclasses(kind: type) -> Iterator[type]:
+    for sub in kind.__subclasses__():
+        yield sub
+        yield from _subclasses(sub)
+
+
+def _text(error: BaseException) -> str:
+    return getattr(error, "brief", None) or f"{type(error).__name__}: {error}"

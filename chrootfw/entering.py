@@ -1,0 +1,233 @@
+"""Running a command, or a shell, inside an instance that is started.
+
+A lean room: how to get inside was recorded at the start, so no plugin is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+
+from chrootfw import intents, inventory
+from chrootfw.errors import NotSupported, TransitionError
+from chrootfw.planning.paths import check_absolute, check_name
+from chrootfw.system import cgroups, spawn, users
+from chrootfw.views import InstanceState
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def base_environment(name: str, home: str = "/root") -> dict[str, str]:
+    """PATH, HOME, LANG and the instance's name: nothing of the caller's."""
+    return {"PATH": PATH, "HOME": home, "LANG": "C.UTF-8", "CHROOTFW_INSTANCE": name}
+
+
+class Inside:
+    """What is needed to start a process inside: the root, opened, the cgroup, the environment. Close it when done."""
+
+    __slots__ = ("cgroup", "cwd", "env", "ids", "joins", "root", "root_fd", "shell")
+
+    def __init__(
+        self, run_dir: str, config_dir: str, name: str, *, user: str | None, env: Mapping[str, str], cwd: str | None
+    ) -> None:
+        """Raises ``NotFoundError``, ``TransitionError``, ``InputError`` for a user that the root does not know."""
+        check_name(name)
+        if cwd is not None:
+            check_absolute(cwd, what="the working directory")
+        survey = inventory.Survey(run_dir)
+        if name not in survey.names():
+            if name in inventory.defined_names(config_dir):
+                raise TransitionError(f"cannot enter {name}: it is not started", hint=f"chrootfw start {name}")
+            raise inventory.not_found(name, config_dir, inventory.known_names(survey, config_dir))
+        intent, _ = inventory.read_intent(survey, name)
+        if pid := survey.elsewhere(name, intent):
+            raise elsewhere(name, pid)
+        _check_state(name, survey.state(name, intent), has_root=bool(survey.mounts(name)))
+        entry = (intent or {}).get("entry") or {"method": "chroot", "user": None, "cwd": "/", "env": {}}
+        if entry["method"] != "chroot":
+            raise NotSupported(f"cannot enter {name}: this chrootfw does not know the method {entry['method']!r}")
+        self.root = intents.root(survey.run_dir, name)
+        who = users.find(self.root, user or entry["user"] or "0")
+        self.ids = (who.uid, who.gid, who.groups) if who.uid or who.gid else users.ids(self.root, None)
+        self.shell = who.shell
+        self.cwd = cwd or entry["cwd"]
+        terminal = {"TERM": os.environ["TERM"]} if "TERM" in os.environ else {}
+        account = {"USER": who.name, "LOGNAME": who.name, "SHELL": who.shell}
+        home = who.home if who.uid else "/root"
+        self.env = {**base_environment(name, home), **account, **terminal, **entry["env"], **env}
+        paths = survey.cgroups.get(name, [])
+        if not paths and survey.tracking == "cgroup" and survey.top:
+            paths = [cgroups.create(cgroups.home(survey.top, survey.run_dir), name, ("memory",))]
+        self.cgroup = paths[-1] if paths else None
+        groups = survey.v1_groups.get(name, []) if not paths else []
+        self.joins = [f"{path}/cgroup.procs" for path in groups[-1:]]
+        self.root_fd = os.open(self.root, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+    def spawn(self, argv: Sequence[str], stdin: int, stdout: int, stderr: int) -> spawn.Child:
+        """Start ``argv`` in the caller's session. Raises ``OSError`` as execve(2) does."""
+        return spawn.spawn(
+            argv,
+            root_fd=self.root_fd,
+            env=self.env,
+            cwd=self.cwd,
+            cgroup=self.cgroup,
+            joins=self.joins,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            ids=self.ids,
+            new_session=False,
+        )
+
+    def __enter__(self) -> Inside:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        os.close(self.root_fd)
+
+
+def elsewhere(name: str, pid: int) -> TransitionError:
+    """The error for an instance that lives in another mount namespace."""
+    return TransitionError(
+        f"{name} lives in another mount namespace, that of pid {pid}", hint=f"ask there: nsenter -m -t {pid} chrootfw …"
+    )
+
+
+def _check_state(name: str, state: InstanceState, *, has_root: bool) -> None:
+    if state == InstanceState.HELD:
+        raise TransitionError(f"cannot enter {name}: it is being stopped", hint=f"chrootfw cleanup {name}")
+    if state == InstanceState.ABSENT or not has_root:
+        raise TransitionError(f"cannot enter {name}: it is not started", hint=f"chrootfw start {name}")
+
+
+def execute(
+    run_dir: str,
+    config_dir: str,
+    name: str,
+    argv: Sequence[str],
+    *,
+    user: str | None = None,
+    env: Mapping[str, str] | None = None,
+    cwd: str | None = None,
+) -> int:
+    """``chrootfw exec``: run ``argv`` with the caller's stdin, stdout and stderr; its status as a shell gives it.
+
+    A terminal's Ctrl-C reaches the command directly; TERM and HUP sent to the caller are passed on. Raises ``ChrootfwError``; ``OSError`` when
+    the command cannot be run.
+    """
+    with Inside(run_dir, config_dir, name, user=user, env=env or {}, cwd=cwd) as inside:
+        child = inside.spawn(argv, 0, 1, 2)
+    try:
+        with _Forwarding(child):
+            status = child.wait(None)
+    finally:
+        child.close()
+    assert status is not None
+    return status if status >= 0 else 128 - status
+
+
+class _Forwarding:
+    """While the command runs: TERM and HUP go to it, INT and QUIT are its own business."""
+
+    def __init__(self, child: spawn.Child) -> None:
+        self.child = child
+        self.before: dict[int, object] = {}
+
+    def __enter__(self) -> None:
+        def forward(signum: int, _frame: object) -> None:
+            self.child.kill(signum)
+
+        for signum in (signal.SIGTERM, signal.SIGHUP):
+            self.before[signum] = signal.signal(signum, forward)
+        for signum in (signal.SIGINT, signal.SIGQUIT):
+            self.before[signum] = signal.signal(signum, signal.SIG_IGN)
+
+    def __exit__(self, *_exc: object) -> None:
+        for signum, handler in self.before.items():
+            signal.signal(signum, handler)  # type: ignore[arg-type]  # what signal() itself returned
+
+
+def shell(run_dir: str, config_dir: str, name: str) -> int:
+    """``chrootfw shell``: the root user's shell on a terminal of the instance's own."""
+    from chrootfw.system import terminal
+    from chrootfw.system.root import Root
+
+    with Inside(run_dir, config_dir, name, user=None, env={}, cwd=None) as inside:
+        program = inside.shell if Root(inside.root).exists(inside.shell) else "/bin/sh"
+        return terminal.run(
+            [program],
+            root_fd=inside.root_fd,
+            env=inside.env,
+            cwd=inside.env["HOME"] if Root(inside.root).exists(inside.env["HOME"]) else "/",
+            cgroup=inside.cgroup,
+            joins=inside.joins,
+            ids=inside.ids,
+        )
+
+
+def communicate(
+    child: spawn.Child, feed: tuple[int, bytes] | None, collect: Mapping[int, bytearray], seconds: float | None
+) -> bool:
+    """Write to and read from a child's pipes until it has ended; ``False`` when ``seconds`` are over first.
+
+    ``feed``: a pipe and what to write to it; ``collect``: pipes, and where their bytes go. Daemons that keep a pipe open are not waited
+    for. Closes nothing but the fed pipe.
+    """
+    deadline = None if seconds is None else time.monotonic() + seconds
+    poller = select.poll()
+    poller.register(child.pidfd, select.POLLIN)
+    for fd in collect:
+        os.set_blocking(fd, False)
+        poller.register(fd, select.POLLIN)
+    pending = memoryview(b"")
+    if feed is not None:
+        os.set_blocking(feed[0], False)
+        pending = memoryview(feed[1])
+        poller.register(feed[0], select.POLLOUT)
+    while True:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
+        ready = dict(poller.poll(left))
+        if feed is not None and feed[0] in ready:
+            try:
+                pending = pending[os.write(feed[0], pending[: 1 << 16]) :] if pending else pending
+            except BlockingIOError:
+                pass
+            except BrokenPipeError:
+                pending = memoryview(b"")
+            if not pending:
+                poller.unregister(feed[0])
+                os.close(feed[0])
+                feed = None
+        for fd in [fd for fd in collect if fd in ready]:
+            if _take(fd, collect[fd]) == b"":
+                poller.unregister(fd)
+        if child.pidfd in ready:
+            for fd in collect:
+                while _take(fd, collect[fd]):
+                    pass
+            if feed is not None:
+                os.close(feed[0])
+            child.reap()
+            return True
+        if deadline is not None and time.monotonic() >= deadline:
+            if feed is not None:
+                os.close(feed[0])
+            return False
+
+
+def _take(fd: int, into: bytearray) -> bytes | None:
+    """Read once: the bytes, ``b""`` at the end, ``None`` when there is nothing now."""
+    try:
+        data = os.read(fd, 1 << 16)
+    except BlockingIOError:
+        return None
+    into += data
+    return data
+
+

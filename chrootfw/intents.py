@@ -1,0 +1,94 @@
+"""The intent: what was wanted when an instance was started, and what is owed for it.
+
+Never a source of state: whether an instance runs, the kernel alone knows. ``RUN_DIR/NAME/intent.json``, mode 0600::
+
+    version      1
+    boot_id      the boot in which it was written
+    namespace    the mount namespace in which the instance was started (an inode)
+    instance     the resolved instance (Instance.to_dict)
+    definition   the text of the definition file used, or null
+    plugins      [{"name", "distribution", "version"}] as started
+    phase        "starting", "started" or "stopping"
+    init_ran     whether the init script was called with "start"
+    stop_done    whether it was called with "stop" and came to its end
+    started_at   ISO 8601, UTC, or null
+    entry        the answer of enter (Entry.to_dict)
+    disks        [{"kind", "path", "file": [dev, inode], "devices": [dev]}], the root's first
+    steps        records of Steps, in order of application
+"""
+
+from __future__ import annotations
+
+import os
+
+from chrootfw.errors import StepError
+from chrootfw.system import store
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+VERSION = 1
+
+
+def directory(run_dir: str, name: str) -> str:
+    """Where everything of one instance is."""
+    return f"{run_dir}/{name}"
+
+
+def root(run_dir: str, name: str) -> str:
+    """The mount point of its root."""
+    return f"{run_dir}/{name}/root"
+
+
+def path(run_dir: str, name: str) -> str:
+    """Where the intent is."""
+    return f"{run_dir}/{name}/intent.json"
+
+
+def load(run_dir: str, name: str) -> dict[str, Any] | None:
+    """The intent, or ``None`` when it is lost, damaged or of an unknown version. Raises ``TrustError``."""
+    found = store.load(path(run_dir, name))
+    if not isinstance(found, dict) or found.get("version") != VERSION:
+        return None
+    instance = found.get("instance")
+    if not isinstance(instance, dict) or instance.get("name") != name or not isinstance(found.get("steps"), list):
+        return None
+    return found
+
+
+def save(run_dir: str, name: str, intent: dict[str, Any]) -> None:
+    """Replace it. Raises ``StepError``; the old one then stands."""
+    try:
+        store.write(path(run_dir, name), store.dump(intent))
+    except OSError as error:
+        raise StepError(
+            f"cannot write the record of {name} into the run directory {run_dir}: {error.strerror}",
+            hint=f"see that {run_dir} is writable and has space (df {run_dir})",
+        ) from error
+
+
+def is_current(intent: dict[str, Any]) -> bool:
+    """Whether it was written in this boot."""
+    return bool(intent.get("boot_id") == store.boot_id())
+
+
+def remove(run_dir: str, name: str) -> None:
+    """Remove the instance's directory: our own files by name, directories only when they are empty."""
+    base = directory(run_dir, name)
+    for file in ("intent.json", "intent.json.new", "init-start.log", "init-stop.log"):
+        store.remove(f"{base}/{file}")
+    try:
+        aux = sorted(os.listdir(f"{base}/aux"))
+    except FileNotFoundError:
+        aux = []
+    for place in (*(f"{base}/aux/{name}" for name in aux), f"{base}/aux", f"{base}/root", base):
+        try:
+            os.rmdir(place)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise StepError(
+                f"cannot remove the directory {place}: {error.strerror}",
+                hint="something else was put there; look at it and remove it by hand",
+            ) from error

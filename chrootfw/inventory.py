@@ -1,0 +1,340 @@
+"""What is here: the instances of a run directory as the kernel shows them, in one pass however many.
+
+A lean room: ``list``, ``info`` and ``exec`` come here straight from the command line.
+"""
+
+from __future__ import annotations
+
+import os
+
+from chrootfw import intents
+from chrootfw.errors import InputError, NotFoundError, TrustError
+from chrootfw.planning.paths import check_name
+from chrootfw.system import cgroups, disks, mounts, processes, store
+from chrootfw.views import InstanceInfo, InstanceState
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from typing import Any
+
+    from chrootfw.views import Process
+
+_CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+class Survey:
+    """One look at the mount table and the cgroups, and at most one at /proc, for all instances of a run directory."""
+
+    def __init__(self, run_dir: str) -> None:
+        self.run_dir = os.path.realpath(run_dir)
+        self.raw_table = mounts.read_table()
+        self.entries = _by_instance(self.raw_table, self.run_dir)
+        self.top = cgroups.hierarchy(self.raw_table)
+        self.v1 = cgroups.memory_v1(self.raw_table)
+        self.has_run_dir = os.path.isdir(self.run_dir)
+        self.cgroups: dict[str, list[str]] = {}
+        self.v1_groups: dict[str, list[str]] = {}
+        if self.has_run_dir:
+            if self.top:
+                self.cgroups = cgroups.everything(cgroups.home(self.top, self.run_dir))
+            if self.v1:
+                self.v1_groups = cgroups.everything(cgroups.home(self.v1, self.run_dir))
+        self._rooted: dict[str, list[int]] | None = None
+        self._elsewhere: dict[int, int] | None = None
+
+    @property
+    def tracking(self) -> str:
+        """``cgroup`` where a v2 hierarchy can be written, else ``root``."""
+        return "cgroup" if self.top and cgroups.is_writable(self.top) else "root"
+
+    def names(self) -> set[str]:
+        """The names of everything that is present, whole or in pieces."""
+        return {*self.entries, *self.cgroups, *store.instances(self.run_dir)}
+
+    def mounts(self, name: str) -> list[mounts.MountEntry]:
+        """The instance's mounts: its root, what is below it, its auxiliary layers."""
+        return self.entries.get(name, [])
+
+    def is_populated(self, name: str) -> bool:
+        """Whether something lives in one of its cgroups."""
+        return any(cgroups.is_populated(path) for path in self.cgroups.get(name, ()))
+
+    def rooted(self, name: str) -> list[int]:
+        """The processes whose root directory is in its mounts; the one pass serves every instance."""
+        if self._rooted is None:
+            ids = {entry.id: instance for instance, entries in self.entries.items() for entry in entries}
+            self._rooted = processes.rooted(ids)
+        return self._rooted.get(name, [])
+
+    def own(self, name: str) -> list[int]:
+        """The pids of its own processes, found both ways; 0 stands for one that cannot be seen from here."""
+        tracked = [pid for path in self.cgroups.get(name, ()) for pid in cgroups.pids(path)]
+        return list(dict.fromkeys([*tracked, *self.rooted(name)]))
+
+    def own_processes(self, name: str) -> list[Process]:
+        """Its own processes, as values."""
+        tracked = processes.tracked(self.cgroups.get(name, ()))
+        by_root = [pid for pid in self.rooted(name) if pid not in set(tracked)]
+        return [*processes.describe(tracked, "cgroup"), *processes.describe(by_root, "root")]
+
+    def namespace_pid(self, namespace: int) -> int:
+        """A process that lives in a mount namespace, 0 when there is none."""
+        if self._elsewhere is None:
+            self._elsewhere = {}
+            for pid in processes.all_pids():
+                try:
+                    self._elsewhere.setdefault(store.mount_namespace(pid), pid)
+                except OSError:
+                    continue
+        return self._elsewhere.get(namespace, 0)
+
+    def elsewhere(self, name: str, intent: dict[str, Any] | None) -> int:
+        """A pid in the other mount namespace in which the instance is mounted, or 0 when it is not elsewhere."""
+        if self.mounts(name) or not intent or not intents.is_current(intent):
+            return 0
+        namespace = intent.get("namespace")
+        if not namespace or namespace == store.mount_namespace():
+            return 0
+        pid = self.namespace_pid(namespace)
+        if pid:
+            try:
+                if _by_instance(mounts.read_table(pid), self.run_dir).get(name):
+                    return pid
+            except OSError:
+                return 0
+        return 0
+
+    def state(self, name: str, intent: dict[str, Any] | None) -> InstanceState:
+        """The instance's state; the intent only says whether a stop was asked for."""
+        mounted = bool(self.mounts(name)) or bool(self.elsewhere(name, intent))
+        if self.is_populated(name) or (mounted and self.rooted(name)):
+            return InstanceState.RUNNING
+        stopping = bool(intent and intents.is_current(intent) and intent["phase"] == "stopping")
+        if stopping and (mounted or unreleased(intent, settle=0)):
+            return InstanceState.HELD
+        return InstanceState.MOUNTED if mounted else InstanceState.ABSENT
+
+
+def _by_instance(raw_table: bytes, run_dir: str) -> dict[str, list[mounts.MountEntry]]:
+    base = os.fsencode(run_dir)
+    found: dict[str, list[mounts.MountEntry]] = {}
+    for entry in mounts.select(raw_table, base):
+        parts = entry.mount_point[len(base) + 1 :].split(b"/", 2)
+        if len(parts) >= 2 and parts[1] in (b"root", b"aux"):
+            found.setdefault(os.fsdecode(parts[0]), []).append(entry)
+    return found
+
+
+def unreleased(intent: dict[str, Any] | None, *, settle: float) -> list[str]:
+    """The disks of an intent for which the proof that they are free fails (``disks.is_released``)."""
+    held = []
+    for disk in (intent or {}).get("disks", ()):
+        device, inode = disk["file"]
+        if not disks.is_released(disk["kind"], disk["path"], (device, inode), settle=settle):
+            held.append(disk["path"])
+    return held
+
+
+def known_names(survey: Survey, config_dir: str) -> list[str]:
+    """The names of what is present and of what is defined, sorted."""
+    return sorted(survey.names() | set(defined_names(config_dir)))
+
+
+def defined_names(config_dir: str) -> list[str]:
+    """The names that have a definition file."""
+    try:
+        files = os.listdir(config_dir)
+    except OSError:
+        return []
+    return sorted(file[:-5] for file in files if file.endswith(".toml") and _is_name(file[:-5]))
+
+
+def _is_name(text: str) -> bool:
+    try:
+        check_name(text)
+    except InputError:
+        return False
+    return True
+
+
+def read_intent(survey: Survey, name: str) -> tuple[dict[str, Any] | None, list[str]]:
+    """The intent, and notes on why it cannot be used."""
+    try:
+        return intents.load(survey.run_dir, name), []
+    except TrustError as error:
+        return None, [error.brief]
+    except PermissionError:
+        return None, ["its record can be read by root only"]
+
+
+def show_all(run_dir: str, config_dir: str) -> list[InstanceInfo]:
+    """Every instance, present or defined; ``holders`` are not looked for."""
+    survey = Survey(run_dir)
+    return [show(survey, name) for name in known_names(survey, config_dir)]
+
+
+def show(survey: Survey, name: str) -> InstanceInfo:
+    """One instance of a survey."""
+    intent, notes = read_intent(survey, name)
+    state = survey.state(name, intent)
+    current = intent if intent and intents.is_current(intent) and state != InstanceState.ABSENT else None
+    info = InstanceInfo(
+        name,
+        state,
+        intents.root(survey.run_dir, name),
+        disk=_disk(survey, name, current),
+        started_at=_started_at(survey, name, current, state),
+        tracking=survey.tracking,
+        notes=notes,
+    )
+    if pid := survey.elsewhere(name, intent):
+        info.namespace = f"mount namespace {intent['namespace'] if intent else '?'}, that of pid {pid}"
+        info.notes = (*info.notes, f"lives in another mount namespace: nsenter -m -t {pid} chrootfw …")
+    if state == InstanceState.RUNNING:
+        _account(survey, name, info)
+    return info
+
+
+def show_one(run_dir: str, config_dir: str, name: str) -> InstanceInfo:
+    """One instance in full: mounts, holders, whether its definition has changed. Raises ``NotFoundError``."""
+    check_name(name)
+    survey = Survey(run_dir)
+    if name not in survey.names() and name not in defined_names(config_dir):
+        raise not_found(name, config_dir, known_names(survey, config_dir))
+    info = show(survey, name)
+    intent, _notes = read_intent(survey, name)
+    entries = survey.mounts(name)
+    info.mounts = [_mount_dict(entry, info.root) for entry in entries]
+    info.definition_changed = _definition_changed(intent, config_dir, name) if info.state != "absent" else False
+    info.plugins = [_plugin_text(plugin) for plugin in (intent or {}).get("plugins", ())]
+    if info.state != InstanceState.ABSENT and os.geteuid() == 0:
+        own = set(survey.own(name))
+        info.holders = [
+            holder for holder in find_holders(entries, info.root, intent, own) if not holder.own and holder.pid not in own
+        ]
+    return info
+
+
+def all_processes(run_dir: str, config_dir: str, name: str) -> list[Process]:
+    """The instance's own processes, then whoever else holds something of it. Raises ``NotFoundError``."""
+    info = show_one(run_dir, config_dir, name)
+    return [*Survey(run_dir).own_processes(name), *(info.holders or ())]
+
+
+def find_holders(
+    entries: Sequence[mounts.MountEntry], root: str, intent: dict[str, Any] | None, own: Iterable[int]
+) -> list[Process]:
+    """Who else uses the instance's mounts or device (``processes.holders``)."""
+    return processes.holders(processes.Held(entries, root, exclusive_devices(entries, intent)), spare_own=own)
+
+
+def exclusive_devices(entries: Sequence[mounts.MountEntry], intent: dict[str, Any] | None) -> set[int]:
+    """The devices that are the instance's alone: the root's, unless it is a directory of the host's."""
+    if intent:
+        return {device for disk in intent["disks"] if disk["kind"] != "directory" for device in disk["devices"]}
+    return {
+        entry.dev for entry in entries if entry.mount_point.endswith(b"/root") and entry.source.startswith(b"/dev/loop")
+    }
+
+
+def not_found(name: str, config_dir: str, known: Iterable[str]) -> NotFoundError:
+    """The error for a name that is neither present nor defined."""
+    import difflib
+
+    near = difflib.get_close_matches(name, list(known), 1)
+    return NotFoundError(
+        f"there is no instance {name}",
+        [f"it is not running, and {config_dir}/{name}.toml does not exist"],
+        f"did you mean {near[0]}?" if near else "chrootfw list shows those that there are",
+    )
+
+
+def _plugin_text(plugin: dict[str, str]) -> str:
+    return " ".join(filter(None, (plugin.get("name"), plugin.get("version"))))
+
+
+def _disk(survey: Survey, name: str, intent: dict[str, Any] | None) -> str | None:
+    if intent:
+        disk: str | None = intent["instance"].get("disk")
+        return disk
+    root = os.fsencode(intents.root(survey.run_dir, name))
+    for entry in survey.mounts(name):
+        if entry.mount_point == root:
+            source = os.fsdecode(entry.source)
+            if source.startswith("/dev/loop"):
+                try:
+                    with open(f"/sys/block/{source[5:]}/loop/backing_file", encoding="utf-8", errors="surrogateescape") as file:
+                        return file.read().rstrip("\n")
+                except OSError:
+                    return source
+            return source if source.startswith("/dev/") and entry.root == b"/" else None
+    return None
+
+
+def _started_at(survey: Survey, name: str, intent: dict[str, Any] | None, state: InstanceState) -> str | None:
+    if intent:
+        started: str | None = intent.get("started_at")
+        return started
+    if state == InstanceState.RUNNING:
+        for path in survey.cgroups.get(name, ()):
+            import time
+
+            return time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(os.stat(path).st_ctime))
+    return None
+
+
+def _account(survey: Survey, name: str, info: InstanceInfo) -> None:
+    """Fill in processes, memory and CPU time from the best source there is."""
+    paths = survey.cgroups.get(name, [])
+    pids = [pid for path in paths for pid in cgroups.pids(path)] or survey.own(name)
+    info.processes = len(pids)
+    if not survey.is_populated(name):
+        info.tracking = "root"
+    for source, groups in (("cgroup v2", paths), ("cgroup v1", survey.v1_groups.get(name, []))):
+        counted = [found for group in groups if (found := cgroups.memory_bytes(group)) is not None]
+        if counted:
+            info.memory_bytes, info.memory_source = sum(counted), source
+            break
+    else:
+        info.memory_bytes, info.memory_source = sum(_resident(pid) for pid in pids), "processes"
+    seconds = [found for path in paths if (found := cgroups.cpu_seconds(path)) is not None]
+    info.cpu_seconds = round(sum(seconds) if seconds else sum(_cpu(pid) for pid in pids), 6)
+
+
+def _resident(pid: int) -> int:
+    """Resident memory in bytes; shared pages count for each process that has them."""
+    fields = processes.first_line(f"/proc/{pid}/statm").split()
+    return int(fields[1]) * _PAGE if len(fields) > 1 else 0
+
+
+def _cpu(pid: int) -> float:
+    fields = processes.first_line(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _CLOCK_TICKS if len(fields) > 12 else 0.0
+
+
+def _mount_dict(entry: mounts.MountEntry, root: str) -> dict[str, object]:
+    """A mount as ``info`` shows it: ``target`` inside the root; an auxiliary layer by its path on the host."""
+    inside = os.fsdecode(entry.mount_point)
+    if inside == root:
+        inside = "/"
+    elif inside.startswith(root + "/"):
+        inside = inside[len(root) :]
+    options = [*os.fsdecode(entry.options).split(",")]
+    return {
+        "target": inside,
+        "source": os.fsdecode(entry.source),
+        "fstype": os.fsdecode(entry.fstype),
+        "options": options,
+    }
+
+
+def _definition_changed(intent: dict[str, Any] | None, config_dir: str, name: str) -> bool:
+    if not intent or intent.get("definition") is None:
+        return False
+    try:
+        now = store.read(f"{config_dir}/{name}.toml")
+    except (OSError, TrustError):
+        return True
+    return now is None or bool(now.decode("utf-8", "surrogateescape") != intent["definition"])

@@ -1,0 +1,75 @@
+"""One verb on one instance: what the rooms that carry it out share."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import attrs
+
+from chrootfw import intents
+from chrootfw.interrupts import Interrupts
+from chrootfw.inventory import Survey
+from chrootfw.model import Event, Instance
+from chrootfw.stages import Stages
+
+log = logging.getLogger("chrootfw")
+
+
+@attrs.define
+class Job:
+    """``instance`` as resolved; ``intent`` as last written (``None``: lost, or never made); ``tell`` receives events."""
+
+    run_dir: str
+    instance: Instance
+    stages: Stages
+    interrupts: Interrupts
+    tell: Callable[[Event], None]
+    intent: dict[str, Any] | None = None
+
+    @property
+    def name(self) -> str:
+        return self.instance.name
+
+    @property
+    def root(self) -> str:
+        return intents.root(self.run_dir, self.name)
+
+    def survey(self) -> Survey:
+        """A new look at the kernel."""
+        return Survey(self.run_dir)
+
+    def save(self, **changes: Any) -> None:
+        """Change the intent and write it; nothing where there is none. Raises ``StepError``."""
+        if self.intent is not None:
+            self.intent.update(changes)
+            intents.save(self.run_dir, self.name, self.intent)
+
+    def note(self, **changes: Any) -> None:
+        """As ``save`` in what stops an instance: a full run directory is told, and stops nobody from stopping."""
+        try:
+            self.save(**changes)
+        except Exception as error:
+            self.warn("", getattr(error, "brief", None) or str(error))
+
+    def warn(self, stage: str, text: str, *, plugin: str = "", output: bytes = b"") -> None:
+        """Tell of something that does not end the run."""
+        self.tell(Event("warning", self.name, stage, text, plugin=plugin, output=output))
+
+    @contextmanager
+    def step(self, stage: str, does: str, plugin: str = "") -> Iterator[None]:
+        """Tell that a step begins, ends or fails."""
+        began = time.monotonic()
+        self.tell(Event("begin", self.name, stage, does, plugin=plugin))
+        try:
+            yield
+        except BaseException as error:
+            text = getattr(error, "brief", None) or f"{type(error).__name__}: {error}"
+            self.tell(
+                Event("fail", self.name, stage, does, plugin=plugin, error=text, seconds=time.monotonic() - began)
+            )
+            raise
+        self.tell(Event("end", self.name, stage, does, plugin=plugin, seconds=time.monotonic() - began))

@@ -1,0 +1,255 @@
+"""Carrying out a kill strategy: signals by pidfd, waits on events, never on a clock alone."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+from chrootfw.errors import SurvivorError
+from chrootfw.inventory import Survey
+from chrootfw.jobs import Job
+from chrootfw.model import Escalation
+from chrootfw.planning import kill_plan
+from chrootfw.system import cgroups, processes
+from chrootfw.views import Process
+
+#: As many pidfds are watched at once; beyond, the others are looked at again when these are gone.
+_WATCHED_MAX = 512
+
+
+class Living:
+    """Who lives now: asked again before each signal."""
+
+    def __init__(self, job: Job, holders: Callable[[], list[Process]] | None) -> None:
+        self.job = job
+        self.look_for_holders = holders
+        self.spared = processes.self_and_ancestors()
+        self.look()
+
+    def look(self) -> None:
+        """Read cgroups and /proc again."""
+        self.survey: Survey = self.job.survey()
+        name = self.job.name
+        self.cgroups = self.survey.cgroups.get(name, [])
+        tracked = processes.tracked(self.cgroups)
+        foreign = self._of_others() if self.survey.rooted(name) else frozenset()
+        rooted = [pid for pid in self.survey.rooted(name) if pid not in foreign]
+        self.own = list(dict.fromkeys([*tracked, *rooted]))
+        self.rooted_only = [pid for pid in rooted if pid not in set(tracked)]
+        self.holders: list[int] = []
+        if self.look_for_holders:
+            never = self._of_others() | set(self.own)
+            self.holders = [p.pid for p in self.look_for_holders() if p.pid > 1 and p.pid not in never]
+
+    def _of_others(self) -> frozenset[int]:
+        """The processes of all other instances, of this and of other run directories, in cgroups or by root."""
+        found: set[int] = set()
+        survey, mine = self.survey, set(self.cgroups)
+        if survey.top:
+            top = f"{survey.top}/{cgroups.TOP}"
+            for home in _subdirectories(top):
+                for paths in cgroups.everything(home).values():
+                    found.update(processes.tracked(path for path in paths if path not in mine))
+        for name in survey.entries:
+            if name != self.job.name:
+                found.update(survey.rooted(name))
+        return frozenset(found)
+
+    @property
+    def has_own(self) -> bool:
+        """Whether an own process lives, one that cannot be seen from here included."""
+        return bool(self.own) or any(cgroups.is_populated(path) for path in self.cgroups)
+
+    def is_still(self, pid: int) -> bool:
+        """Whether the pid is still a process of the instance's, or a holder: asked with its pidfd open."""
+        path = cgroups.path_of(pid, self.survey.top) if self.survey.top else None
+        if path and any(path == mine or path.startswith(mine + "/") for mine in self.cgroups):
+            return True
+        ids = {entry.id for entry in self.survey.mounts(self.job.name)}
+        return processes.is_rooted(pid, ids) or pid in self.holders
+
+
+def carry_out(
+    job: Job, plugin: str, escalations: Sequence[Escalation], holders: Callable[[], list[Process]] | None
+) -> None:
+    """Signal and wait, escalation by escalation, until no own process lives.
+
+    ``holders`` finds the outside holders where they may be signalled. Raises ``SurvivorError`` when an own process is
+    still alive after the last escalation, ``Interrupted`` between two of them.
+    """
+    for number, step in enumerate(escalations):
+        job.interrupts.check()
+        living = Living(job, holders)
+        if not living.has_own and not living.holders:
+            return
+        with job.step("kill", kill_plan.describe(step), plugin), job.interrupts.shield():
+            _escalate(living, step)
+    living = Living(job, None)
+    if living.has_own:
+        raise survivors(job.name, living)
+
+
+def kill_at_once(job: Job) -> None:
+    """KILL to everything of the instance's own, for undoing a start. Raises ``SurvivorError``."""
+    living = Living(job, None)
+    if living.has_own:
+        with job.step("kill", "SIGKILL to the own processes"):
+            _escalate(living, Escalation(signal.SIGKILL, kill_plan.KILL_GRACE))
+        living = Living(job, None)
+    if living.has_own:
+        raise survivors(job.name, living)
+
+
+def survivors(name: str, living: Living) -> SurvivorError:
+    """The error that names who survived: pid, command, state and wchan."""
+    details = []
+    for pid in living.own:
+        letter, wchan = processes.state(pid)
+        if letter != "gone":
+            details.append(f"pid {pid} ({processes.command(pid)}): state {letter}{', in ' + wchan if wchan else ''}")
+    if not details:
+        details = ["a process in its cgroup that cannot be seen from this pid namespace"]
+    return SurvivorError(
+        f"{name} still has processes after the last signal",
+        details,
+        "a process in state D waits for a device or a file system: when that answers, stop again",
+    )
+
+
+def _escalate(living: Living, step: Escalation) -> None:
+    """Send one signal to its targets and wait until they are gone, or the grace period is over."""
+    deadline = time.monotonic() + step.grace
+    targets = kill_plan.targets(step, living.own, living.holders, living.spared)
+    final = step.signal == signal.SIGKILL
+    whole = step.to in ("own", "all")
+    if final and whole and not _spares_any(living):
+        for path in living.cgroups:
+            cgroups.kill(path)
+    if final and living.rooted_only:
+        targets = _stop_forks(living, step, targets, deadline)
+    if not final:
+        for path in living.cgroups:
+            cgroups.thaw(path)
+    groups = living.cgroups if whole else []
+    watched = _signal(living, targets, step.signal)
+    try:
+        while True:
+            _wait_for(watched, groups, deadline - time.monotonic())
+            if not whole or time.monotonic() >= deadline:
+                return
+            living.look()
+            alive = kill_plan.targets(step, living.own, living.holders, living.spared)
+            if not alive and not any(cgroups.is_populated(path) for path in groups):
+                return
+            # Born since. KILL goes to all of them again, another signal once to each.
+            known = set() if final else {pid for pid, _ in watched}
+            _close(watched)
+            watched = _signal(living, [pid for pid in alive if pid not in known], step.signal)
+            watched += _open(living, [pid for pid in alive if pid in known])
+    finally:
+        _close(watched)
+
+
+def _spares_any(living: Living) -> bool:
+    """Whether the caller or an ancestor is in one of the cgroups: then pids are signalled one by one."""
+    return any(pid in living.spared for pid in living.own)
+
+
+def _stop_forks(living: Living, step: Escalation, targets: list[int], deadline: float) -> list[int]:
+    """Without a cgroup to kill, a fork bomb outruns any list: STOP everything to a fixpoint first, then KILL it all."""
+    stopped: set[int] = set()
+    while time.monotonic() < deadline:
+        new = [pid for pid in targets if pid not in stopped]
+        if not new:
+            break
+        _close(_signal(living, new, signal.SIGSTOP))
+        stopped.update(new)
+        living.look()
+        targets = kill_plan.targets(step, living.own, living.holders, living.spared)
+    return targets
+
+
+def _open(living: Living, pids: Iterable[int]) -> list[tuple[int, int]]:
+    """``(pid, pidfd)`` of those that are still the instance's, judged with the pidfd open: no stranger by reuse of a pid."""
+    opened = []
+    for pid in list(pids)[:_WATCHED_MAX]:
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            continue
+        if living.is_still(pid):
+            opened.append((pid, pidfd))
+        else:
+            os.close(pidfd)
+    return opened
+
+
+def _signal(living: Living, pids: Iterable[int], signum: int) -> list[tuple[int, int]]:
+    pending = list(pids)
+    watched: list[tuple[int, int]] = []
+    while pending:
+        batch, pending = pending[:_WATCHED_MAX], pending[_WATCHED_MAX:]
+        for pid, pidfd in _open(living, batch):
+            try:
+                signal.pidfd_send_signal(pidfd, signum)
+                if signum not in (signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT):
+                    signal.pidfd_send_signal(pidfd, signal.SIGCONT)  # a stopped process cannot handle a signal
+            except ProcessLookupError:
+                os.close(pidfd)
+                continue
+            except BaseException:
+                os.close(pidfd)
+                raise
+            if len(watched) < _WATCHED_MAX:
+                watched.append((pid, pidfd))
+            else:
+                os.close(pidfd)
+    return watched
+
+
+def _close(watched: Iterable[tuple[int, int]]) -> None:
+    for _, pidfd in watched:
+        os.close(pidfd)
+
+
+def _wait_for(watched: list[tuple[int, int]], groups: Sequence[str], seconds: float) -> None:
+    """Wait until all of ``watched`` have ended and all of ``groups`` are empty, at most ``seconds``."""
+    deadline = time.monotonic() + max(0.0, seconds)
+    poller = select.poll()
+    alive = {pidfd for _, pidfd in watched}
+    for pidfd in alive:
+        poller.register(pidfd, select.POLLIN)
+    events: list[int] = []
+    try:
+        for path in groups:
+            try:
+                fd = cgroups.events_fd(path)
+            except FileNotFoundError:
+                continue
+            events.append(fd)
+            poller.register(fd, select.POLLPRI)
+        # Read before each wait: POLLPRI tells of changes since the last read.
+        while any([cgroups.says_populated(fd) for fd in events]) or alive:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return
+            for fd, _ in poller.poll(left * 1000):
+                if fd in alive:
+                    alive.discard(fd)
+                    poller.unregister(fd)
+    finally:
+        for fd in events:
+            os.close(fd)
+
+
+def _subdirectories(path: str) -> list[str]:
+    try:
+        return [entry.path for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False)]
+    except OSError:
+        return []
+
+
+__all__ = ["Living", "carry_out", "kill_at_once", "survivors"]

@@ -1,0 +1,171 @@
+"""Stopping, cleaning up and rebooting an instance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from chrootfw import inventory, killing, starting, unmounting
+from chrootfw.errors import ChrootfwError, Interrupted, ScriptError
+from chrootfw.jobs import Job
+from chrootfw.model import Command, Entry
+from chrootfw.planning import transitions
+from chrootfw.starting import Answers
+from chrootfw.system import processes
+from chrootfw.views import InstanceState, Process
+
+
+def stop(
+    job: Job,
+    *,
+    force: bool = False,
+    timeout: float | None = None,
+    run_script: bool | None = None,
+    keep_mounted: bool = False,
+    kill_holders: bool = False,
+) -> None:
+    """Init script, kill strategy, unmount to nothing, proof. The caller holds the lock.
+
+    Raises ``SurvivorError``, ``HeldError``, ``StepError``, or ``Interrupted`` between two steps.
+    """
+    end_processes(job, force=force, timeout=timeout, run_script=run_script, kill_holders=kill_holders)
+    if keep_mounted:
+        starting.remove_cgroups(job)
+        job.note(phase="started")
+        return
+    try:
+        starting.finish(job)
+    except Interrupted:
+        raise
+    except ChrootfwError:
+        job.note(phase="stopping")
+        raise
+
+
+def end_processes(
+    job: Job, *, force: bool, timeout: float | None, run_script: bool | None, kill_holders: bool
+) -> None:
+    """The first half of a stop: the init script's ``stop``, then the kill strategy."""
+    job.interrupts.check()
+    job.note(phase="stopping")
+    if _wants_script(job, force=force, run_script=run_script):
+        _init_stop(job)
+    job.interrupts.check()
+    kill_holders = kill_holders or job.instance.params.get("holders") == "kill"
+
+    def holders() -> list[Process]:
+        return outside_holders(job)
+
+    def kill() -> None:
+        living = killing.Living(job, holders if kill_holders else None)
+        if not living.has_own and not living.holders:
+            return
+        given = list(living.survey.own_processes(job.name))
+        if kill_holders:
+            allowed = set(living.holders)
+            given += [p for p in outside_holders(job) if p.pid in allowed]
+        plugin, escalations = job.stages.kill_strategy(job.instance, given, force=force, timeout=timeout)
+        killing.carry_out(job, plugin, escalations, holders if kill_holders else None)
+
+    job.stages.around(job.instance, "kill", kill, lenient=True)
+
+
+def outside_holders(job: Job) -> list[Process]:
+    """Who uses the instance's mounts or devices without being its own; never the caller."""
+    survey = job.survey()
+    own = set(survey.own(job.name))
+    spared = processes.self_and_ancestors()
+    found = inventory.find_holders(survey.mounts(job.name), job.root, job.intent, own)
+    return [p for p in found if not p.own and p.pid not in own and p.pid not in spared]
+
+
+def _wants_script(job: Job, *, force: bool, run_script: bool | None) -> bool:
+    if run_script is not None:
+        return run_script
+    if force or not job.survey().mounts(job.name):
+        return False
+    if job.intent is None:
+        return job.instance.init_script is not None
+    return bool(job.intent.get("init_ran")) and not job.intent.get("stop_done")
+
+
+def _init_stop(job: Job) -> None:
+    """Call the init script with ``stop``. That it fails or hangs is told, and stops nothing."""
+    plugin, command = starting.ask_script(job, "stop", lenient=True)
+    if not isinstance(command, Command):
+        return
+    entry = entry_of(job, command)
+
+    def call() -> None:
+        does = f"run {' '.join(command.argv)} (at most {command.timeout:g} s)"
+        try:
+            with job.step("init-stop", does, plugin), job.interrupts.shield():
+                result = starting.run_script(job, "stop", command, entry)
+                if result.status is not None:
+                    job.note(stop_done=True)
+                if result.status != 0:
+                    raise starting.script_error(job, "stop", command, result)
+        except ChrootfwError as error:
+            if isinstance(error, Interrupted):
+                raise
+            lines = "\n".join([error.brief, *(f"  {line}" for line in error.details)])
+            output = error.output if isinstance(error, ScriptError) else b""
+            job.warn("init-stop", f"{lines}\n  the stop goes on", plugin=plugin, output=output)
+
+    job.stages.around(job.instance, "init-stop", call, lenient=True)
+
+
+def entry_of(job: Job, command: Command) -> Entry:
+    """How a process gets inside: as recorded at start, else as the plugins say now."""
+    recorded = (job.intent or {}).get("entry")
+    if recorded:
+        return Entry(**recorded)
+    return job.stages.enter(job.instance, command, lenient=True)[1]
+
+
+def cleanup(job: Job) -> None:
+    """Unmount and release what is mounted or held. Raises ``TransitionError`` while it runs."""
+    state = job.survey().state(job.name, job.intent)
+    transitions.check("cleanup", job.name, state)
+    job.note(phase="stopping")
+    starting.finish(job)
+
+
+def reboot(job: Job, answers: Answers) -> None:
+    """Script stop, kill, everything but the root mounted afresh, start. The root stays mounted.
+
+    A start that fails leaves the instance ``mounted``.
+    """
+    state = job.survey().state(job.name, job.intent)
+    transitions.check("reboot", job.name, state)
+    starting.check_same_disk(job, lambda _disk: None)
+    end_processes(job, force=False, timeout=None, run_script=None, kill_holders=False)
+    starting.start_again(job, answers)
+
+
+def plan_steps(job: Job, *, state: InstanceState) -> Sequence[tuple[str, str, str]]:
+    """What a stop would do now: ``(stage, does, plugin)``."""
+    from chrootfw.planning import kill_plan
+
+    steps: list[tuple[str, str, str]] = []
+    survey = job.survey()
+    if _wants_script(job, force=False, run_script=None):
+        plugin, command = starting.ask_script(job, "stop", lenient=True)
+        if isinstance(command, Command):
+            steps.append(("init-stop", f"run {' '.join(command.argv)} (at most {command.timeout:g} s)", plugin))
+    own = survey.own_processes(job.name)
+    if state == InstanceState.RUNNING:
+        given = [*own, *(outside_holders(job) if job.instance.params.get("holders") == "kill" else ())]
+        plugin, escalations = job.stages.kill_strategy(job.instance, given, force=False, timeout=None)
+        for step in escalations:
+            steps.append(("kill", f"{kill_plan.describe(step)} ({len(given)} now)", plugin))
+    entries = survey.mounts(job.name)
+    if entries:
+        plugin, order = job.stages.unmount_ordering(job.instance, unmounting.values(job, entries))
+        by_id = {entry.id: entry for entry in entries}
+        for mount in order:
+            steps.append(("unmount", f"unmount {by_id[mount.id].mount_point.decode('utf-8', 'replace')}", plugin))
+    for record in reversed((job.intent or {}).get("steps", [])):
+        steps.append(("unmount", f"undo {record['kind']}", record["plugin"]))
+    if entries or job.intent:
+        steps.append(("unmount", f"remove {job.run_dir}/{job.name}, prove that the disk is free", ""))
+    return steps

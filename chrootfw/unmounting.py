@@ -1,0 +1,160 @@
+"""Taking an instance's mounts down to nothing, and proving that nothing is left."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Sequence
+
+from chrootfw import inventory
+from chrootfw.errors import HeldError, StepError
+from chrootfw.jobs import Job
+from chrootfw.model import Mount
+from chrootfw.system import disks, mounts, processes
+from chrootfw.views import Process
+
+#: Seconds for which a busy mount is tried again before its holders are looked for: what a process held is
+#: given back a moment after its end.
+_BUSY_SETTLE = 0.25
+
+
+def values(job: Job, entries: Sequence[mounts.MountEntry]) -> list[Mount]:
+    """The instance's mounts as the hooks see them."""
+    base = os.fsencode(f"{job.run_dir}/{job.name}/")
+    found = []
+    for entry in entries:
+        at, target = _place(os.fsdecode(entry.mount_point[len(base) :]))
+        found.append(
+            Mount(
+                target,
+                os.fsdecode(entry.source),
+                os.fsdecode(entry.fstype),
+                tuple(os.fsdecode(entry.options).split(",")),
+                at,
+                entry.id,
+                entry.parent,
+            )
+        )
+    return found
+
+
+def _place(inside: str) -> tuple[str, str]:
+    """``root/a/b`` is ``/a/b`` at ``root``; ``aux/low/a`` is ``/a`` at ``aux:low``."""
+    first, _, rest = inside.partition("/")
+    if first == "root":
+        return "root", f"/{rest}"
+    name, _, rest = rest.partition("/")
+    return f"aux:{name}", f"/{rest}"
+
+
+def take_down(job: Job, *, keep_root: bool = False, told: bool = True) -> None:
+    """Unmount in the plugins' order, read the table again, and repeat until nothing is left.
+
+    With ``keep_root`` the root itself (the lowest mount on its mount point) and the auxiliary layers stay. Raises ``HeldError`` naming the
+    holders, ``StepError`` for another failure of an unmount, ``Interrupted`` between two unmounts.
+    """
+    busy_until = 0.0
+    while True:
+        entries = job.survey().mounts(job.name)
+        if keep_root:
+            kept = root_mounts(job, entries)[:1]
+            entries = [e for e in entries if e not in kept and _is_root_tree(job, e)]
+        if not entries:
+            return
+        plugin, order = job.stages.unmount_ordering(job.instance, values(job, entries))
+        by_id = {entry.id: entry for entry in entries}
+        done, busy = _one_round(job, plugin, [by_id[mount.id] for mount in order], told)
+        if done:
+            busy_until = 0.0
+            continue
+        if not busy:  # not reachable by path: below a mount that is busy or outside the instance
+            busy = [by_id[order[0].id]]
+        busy_until = busy_until or time.monotonic() + _BUSY_SETTLE
+        if time.monotonic() >= busy_until:
+            raise held(job, entries, busy)
+        time.sleep(0.005)  # nothing tells when a busy mount is free
+
+
+def _one_round(
+    job: Job, plugin: str, order: Sequence[mounts.MountEntry], told: bool
+) -> tuple[int, list[mounts.MountEntry]]:
+    done, busy = 0, []
+    for entry in order:
+        job.interrupts.check()
+        base = entry_base(job, entry)
+        try:
+            if not mounts.unmount(base, entry):
+                continue
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                busy.append(entry)
+                continue
+            if error.errno == errno.EINVAL:
+                continue  # gone meanwhile
+            raise StepError(
+                f"cannot unmount {os.fsdecode(entry.mount_point)}: {error.strerror}",
+                hint="chrootfw verify checks privileges and mount propagation",
+            ) from error
+        done += 1
+        if told:
+            with job.step("unmount", f"unmount {os.fsdecode(entry.mount_point)}", plugin):
+                pass
+    return done, busy
+
+
+def entry_base(job: Job, entry: mounts.MountEntry) -> bytes:
+    """The top of the tree that a mount is in: the root, or its auxiliary layer."""
+    root = os.fsencode(job.root)
+    if _is_root_tree(job, entry):
+        return root
+    aux = os.path.dirname(root) + b"/aux/"
+    return aux + entry.mount_point[len(aux) :].split(b"/", 1)[0]
+
+
+def _is_root_tree(job: Job, entry: mounts.MountEntry) -> bool:
+    root = os.fsencode(job.root)
+    return entry.mount_point == root or entry.mount_point.startswith(root + b"/")
+
+
+def root_mounts(job: Job, entries: Sequence[mounts.MountEntry]) -> list[mounts.MountEntry]:
+    """What is mounted on the root's mount point, the lowest first."""
+    root = os.fsencode(job.root)
+    return [entry for entry in entries if entry.mount_point == root]
+
+
+def held(job: Job, entries: Sequence[mounts.MountEntry], busy: Sequence[mounts.MountEntry]) -> HeldError:
+    """The error for mounts that are in use, with everyone who uses them."""
+    found = [p for p in inventory.find_holders(entries, job.root, job.intent, ()) if p.pid != os.getpid()]
+    targets = ", ".join(os.fsdecode(entry.mount_point) for entry in busy)
+    return _held_error(f"{job.name} is held: {targets} is busy", found)
+
+
+def prove_released(job: Job, entries: Sequence[mounts.MountEntry]) -> None:
+    """The proof that the disks are free. ``entries``: the mounts as they were. Raises ``HeldError``."""
+    left = inventory.unreleased(job.intent, settle=disks.SETTLE)
+    if not left:
+        return
+    devices = inventory.exclusive_devices(entries, job.intent)
+    found = processes.holders(processes.Held((), job.root, devices))
+    elsewhere = [
+        Process(0, f"a mount on {os.fsdecode(entry.mount_point)}", "root", "namespace", "outside the instance")
+        for entry in mounts.table()
+        if entry.dev in devices
+    ]
+    raise _held_error(f"{job.name} is held: its mounts are gone, but the disk {', '.join(left)} is in use", [*elsewhere, *found])
+
+
+def _held_error(brief: str, found: Sequence[Process]) -> HeldError:
+    if not found:
+        return HeldError(
+            brief,
+            ["busy, holder unknown: the kernel itself may hold it (a loop device, an overlay, swap, a socket in flight)"],
+            "look for it, then run cleanup again",
+        )
+    return HeldError(
+        brief,
+        [process.describe() for process in found],
+        "end what holds it and run cleanup again; stop --kill-holders signals these processes",
+        holders=found,
+    )

@@ -1,0 +1,27 @@
+"""Runs the instance's init script inside the root with ``start`` or ``stop``."""
+
+from __future__ import annotations
+
+import chrootfw
+from chrootfw import NO_COMMAND, Command, Instance, Parameter
+from chrootfw.model import NoCommand
+
+
+def _is_time(value: float) -> str | None:
+    return None if 0 < value <= 86_400 else "it must be above 0 and at most 86400 seconds"
+
+
+@chrootfw.hookimpl
+def chrootfw_parameters() -> list[Parameter]:
+    return [
+        Parameter("start_timeout", float, 60, _is_time, "seconds for the init script's start; then it is killed and undone"),
+        Parameter("stop_script_timeout", float, 60, _is_time, "seconds for the init script's stop; then the stop goes on"),
+    ]
+
+
+@chrootfw.hookimpl
+def chrootfw_init_script(instance: Instance, action: str) -> Command | NoCommand:
+    if instance.init_script is None:
+        return NO_COMMAND
+    seconds = instance.params.get("start_timeout" if action == "start" else "stop_script_timeout", 60)
+    return Command((instance.init_script, action), timeout=seconds)

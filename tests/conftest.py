@@ -1,0 +1,24 @@
+"""For every suite: the packages of the tree can be imported, and the options are known."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+_TREE = Path(__file__).resolve().parent.parent
+
+for _module, _directory in (("chrootfw", _TREE), ("chrootfw_defaults", _TREE / "plugins")):
+    if importlib.util.find_spec(_module) is None:
+        sys.path.insert(0, str(_directory))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--tracking",
+        choices=("cgroup", "root"),
+        default="cgroup",
+        help="tests/real: how own processes are found; 'root' hides every cgroup v2 hierarchy (default: cgroup)",
+    )

@@ -1,0 +1,176 @@
+"""What the kernel says about mounts, loop devices, cgroups and processes.
+
+Written without the product's code on purpose: it is what the product is measured against.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+T = TypeVar("T")
+
+
+def wait_until(condition: Callable[[], T], what: str, *, seconds: float = 60) -> T:
+    """Ask until ``condition`` is true, and give back its value; the only place that sleeps."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {seconds} s in vain until {what}")
+        time.sleep(0.005)
+    return value
+
+
+class Mounted(NamedTuple):
+    """A line of the mount table."""
+
+    id: int
+    parent: int
+    device: str
+    target: bytes
+    fstype: str
+    source: str
+    options: str
+
+    def __str__(self) -> str:
+        return f"mount {self.id}: {self.source} ({self.fstype}) on {os.fsdecode(self.target)!r}"
+
+
+def mount_table() -> dict[int, Mounted]:
+    """The mount table of this process's namespace, by mount ID."""
+    table = {}
+    for line in Path("/proc/self/mountinfo").read_bytes().split(b"\n"):
+        if line:
+            first, last = line.split(b" - ", 1)
+            mount_id, parent, device, _root, target, options, *_ = first.split(b" ")
+            fstype, source, *_ = last.split(b" ")
+            table[int(mount_id)] = Mounted(
+                int(mount_id), int(parent), device.decode(), _unescaped(target), fstype.decode(),
+                os.fsdecode(_unescaped(source)), options.decode(),
+            )  # fmt: skip
+    return table
+
+
+def mounts_below(path: str | os.PathLike[str]) -> list[Mounted]:
+    """The mounts on ``path`` and below it."""
+    top = os.fsencode(path)
+    return [mount for mount in mount_table().values() if mount.target == top or mount.target.startswith(top + b"/")]
+
+
+def mount_on(path: str | os.PathLike[str]) -> Mounted | None:
+    """The mount that is seen at ``path`` itself."""
+    top = os.fsencode(path)
+    on_it = [mount for mount in mount_table().values() if mount.target == top]
+    return on_it[-1] if on_it else None
+
+
+def _unescaped(field: bytes) -> bytes:
+    return re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), field)
+
+
+def loop_devices() -> dict[str, str]:
+    """Every loop device in use, with the path of its file."""
+    found = {}
+    for block in Path("/sys/block").glob("loop*"):
+        try:
+            found[f"/dev/{block.name}"] = os.fsdecode((block / "loop/backing_file").read_bytes().rstrip(b"\n"))
+        except OSError:
+            continue  # not in use
+    return found
+
+
+def loops_over(path: str | os.PathLike[str]) -> list[str]:
+    """The loop devices over one file."""
+    return [device for device, file in loop_devices().items() if file == os.fspath(path)]
+
+
+def is_free(device: str) -> bool:
+    """Whether nothing uses a block device."""
+    try:
+        os.close(os.open(device, os.O_RDONLY | os.O_EXCL))
+    except OSError:
+        return False
+    return True
+
+
+def cgroup_hierarchy() -> Path | None:
+    """Where cgroup v2 is mounted in this process's namespace."""
+    found = [mount.target for mount in mount_table().values() if mount.fstype == "cgroup2"]
+    return Path(os.fsdecode(found[0])) if found else None
+
+
+def cgroups_of(run_dir_id: str) -> list[Path]:
+    """The cgroups of one run directory, given as ``identity`` names it; its own directory too."""
+    hierarchy = cgroup_hierarchy()
+    home = hierarchy / "chrootfw" / run_dir_id if hierarchy else None
+    return [home, *home.rglob("*@*")] if home is not None and home.is_dir() else []
+
+
+def identity(path: str | os.PathLike[str]) -> str:
+    """``MAJOR:MINOR-INODE`` of a file or directory."""
+    status = os.stat(path)
+    return f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}-{status.st_ino}"
+
+
+class Running(NamedTuple):
+    """A process, told apart from a later one of the same number by when it began."""
+
+    pid: int
+    began: int
+    command: str
+
+    def __str__(self) -> str:
+        return f"process {self.pid} ({self.command})"
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process exists and is no zombie."""
+    fields = _stat(pid)
+    return fields is not None and fields[0] not in "ZX"
+
+
+def processes_of_the_tests() -> set[Running]:
+    """Whatever the tests started: the processes of their private mount namespace, and all that descend from here."""
+    namespace = os.stat("/proc/self/ns/mnt").st_ino
+    parents, found = {}, {}
+    for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
+        fields = _stat(pid)
+        if fields is None or fields[0] in "ZX" or pid == os.getpid():
+            continue
+        parents[pid] = int(fields[1])
+        found[pid] = Running(pid, int(fields[19]), _command(pid))
+    return {process for pid, process in found.items() if _namespace(pid) == namespace or _descends(pid, parents)}
+
+
+def _descends(pid: int, parents: dict[int, int]) -> bool:
+    while pid in parents:
+        pid = parents[pid]
+        if pid == os.getpid():
+            return True
+    return False
+
+
+def _namespace(pid: int) -> int:
+    try:
+        return os.stat(f"/proc/{pid}/ns/mnt").st_ino
+    except OSError:
+        return 0
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(errors="replace").rstrip("\n")
+    except OSError:
+        return "?"
+
+
+def _stat(pid: int) -> list[str] | None:
+    """The fields of /proc/PID/stat after the command: state, parent, …"""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None

@@ -1,0 +1,120 @@
+"""What the tests on the real kernel need from Debian: tools, and a Debian system to run.
+
+``python tests/real/prepare.py`` does it on its own; the suite does it by itself. What is there already is left
+alone, so a second run takes no time. The Debian system is kept outside the tree, in ``chrootfw-tests`` below
+XDG_CACHE_HOME (or ~/.cache), under a name that tells what is in it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+#: Debian packages with the tools that the tests call.
+TOOLS = (
+    "btrfs-progs",
+    "busybox-static",
+    "debian-archive-keyring",
+    "e2fsprogs",
+    "mmdebstrap",
+    "mount",
+    "squashfs-tools",
+    "strace",
+    "util-linux",
+    "xfsprogs",
+)
+
+SUITE = "bookworm"
+
+#: What the Debian system holds beside Debian's own minimal set.
+SERVICES = ("cron", "nginx-light", "procps", "redis-server")
+
+#: Counts the ways in which ``debian_system`` makes it; a new one makes a new cache entry.
+RECIPE = 1
+
+
+def main() -> None:
+    install_tools()
+    print(debian_system())
+
+
+def install_tools() -> None:
+    """Install the packages that are missing; nothing happens when none is."""
+    missing = [package for package in TOOLS if not _is_installed(package)]
+    if not missing:
+        return
+    command = ["apt-get", "install", "--yes", "--no-install-recommends", *missing]
+    if not _debian_sources() or _apt(command, check=False).returncode != 0:
+        _apt(["apt-get", "update"])
+        _apt(command)
+
+
+def debian_system() -> Path:
+    """A tar file with a Debian system, from the machine's own package sources."""
+    recipe = repr((RECIPE, SUITE, SERVICES))
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "chrootfw-tests"
+    archive = cache / f"{SUITE}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.tar"
+    if archive.exists():
+        return archive
+    cache.mkdir(parents=True, exist_ok=True)
+    with _alone(cache / "lock"):
+        if not archive.exists():
+            unfinished = archive.with_suffix(".unfinished.tar")
+            _build(unfinished)
+            unfinished.rename(archive)  # whole or not at all, whenever this is killed
+    return archive
+
+
+def _build(archive: Path) -> None:
+    command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(SERVICES)}", SUITE, str(archive)]
+    sources = _debian_sources()
+    if sources:
+        subprocess.run([*command, "-"], input="\n".join(sources) + "\n", text=True, check=True)
+    else:  # no Debian machine: mmdebstrap knows where Debian is
+        subprocess.run(command, stdin=subprocess.DEVNULL, check=True)
+
+
+def _debian_sources() -> list[str]:
+    """The machine's sources of the suite, as lines of sources.list; none before its first ``apt-get update``."""
+    shown = subprocess.run(
+        [
+            "apt-get", "indextargets", "--format", "$(CODENAME) deb $(REPO_URI) $(RELEASE) $(COMPONENT)",
+            "Created-By: Packages", "Origin: Debian",
+        ],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    lines = set()
+    for line in shown.splitlines():
+        codename, _, source = line.partition(" ")
+        if codename in (SUITE, f"{SUITE}-updates", f"{SUITE}-security"):
+            lines.add(source)
+    return sorted(lines)
+
+
+def _is_installed(package: str) -> bool:
+    shown = subprocess.run(
+        ["dpkg-query", "--show", "--showformat=${db:Status-Status}", package], capture_output=True, text=True, check=False
+    )
+    return shown.stdout == "installed"
+
+
+def _apt(command: Sequence[str], *, check: bool = True) -> subprocess.CompletedProcess[bytes]:
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    return subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=check)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """One at a time, over all processes."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+if __name__ == "__main__":
+    main()

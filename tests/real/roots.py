@@ -1,0 +1,114 @@
+"""Small root file systems made of one busybox, and images that hold them."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+#: Where an instance's init script is unless it says otherwise.
+INIT = "etc/chrootfw/init"
+
+#: What a start script does when a test does not care: leave one daemon.
+DAEMON = "/bin/sleep 3600 & echo $! > /run/daemon"
+
+#: … and its counterpart.
+END_DAEMON = "kill $(cat /run/daemon)"
+
+#: A daemon that no TERM ends.
+STUBBORN = f"trap '' TERM; {DAEMON}"
+
+_APPLETS = (
+    "cat chmod cp dd echo env false grep head id kill ln ls mkdir mkfifo mknod mount mv nc printf ps pwd readlink rm "
+    "seq setsid sh sleep stat tail tee test touch true tty umount usleep wc yes"
+).split()
+
+_DIRECTORIES = ("bin", "dev", "etc/chrootfw", "mnt", "proc", "root", "run", "srv", "sys", "tmp", "var")
+
+_USERS = "root:x:0:0:root:/root:/bin/sh\nweb:x:1000:1001:Web:/srv:/bin/sh\n"
+_GROUPS = "root:x:0:\nweb:x:1001:\npictures:x:1002:web\n"
+
+#: How to make a file system on a file; how large such a file is; how to check it without writing to it.
+MAKERS: Mapping[str, tuple[str, ...]] = {
+    "ext4": ("mkfs.ext4", "-q", "-F"),
+    "xfs": ("mkfs.xfs", "-q", "-f"),
+    "btrfs": ("mkfs.btrfs", "-q", "-f"),
+}
+SIZES: Mapping[str, int] = {"ext4": 24 << 20, "xfs": 320 << 20, "btrfs": 128 << 20}
+CHECKERS: Mapping[str, tuple[str, ...]] = {
+    "ext4": ("e2fsck", "-f", "-n"),
+    "xfs": ("xfs_repair", "-n"),
+    "btrfs": ("btrfs", "check", "--readonly"),
+}
+
+
+def script(start: str = DAEMON, stop: str = END_DAEMON) -> str:
+    """An init script. It notes in /var/calls each time what it was called with."""
+    return f"#!/bin/sh\necho $1 >> /var/calls\ncase $1 in\nstart)\n{start}\n;;\nstop)\n{stop}\n;;\nesac\n"
+
+
+def make_root(path: Path, init: str | bytes | None = None) -> Path:
+    """A root file system in the directory ``path``. ``init``: the init script's text; ``None`` for the plain one."""
+    for directory in _DIRECTORIES:
+        (path / directory).mkdir(parents=True)
+    (path / "tmp").chmod(0o1777)
+    shutil.copy("/bin/busybox", path / "bin/busybox")
+    for applet in _APPLETS:
+        (path / "bin" / applet).symlink_to("busybox")
+    (path / "etc/passwd").write_text(_USERS)
+    (path / "etc/group").write_text(_GROUPS)
+    write_init(path, script() if init is None else init)
+    return path
+
+
+def write_init(root: Path, text: str | bytes, *, name: str = INIT) -> None:
+    """Put an executable script into a root file system."""
+    file = root / name
+    file.write_bytes(text.encode() if isinstance(text, str) else text)
+    file.chmod(0o755)
+
+
+def make_image(path: Path, fstype: str, contents: Path | None = None, size: int | None = None) -> Path:
+    """A sparse file with a file system that holds a copy of ``contents``, a directory or a tar file."""
+    if fstype == "squashfs":
+        _run("mksquashfs", str(contents), str(path), "-quiet", "-no-progress")
+        return path
+    with path.open("xb") as file:
+        file.truncate(size or SIZES[fstype])
+    _run(*MAKERS[fstype], str(path))
+    if contents is not None:
+        _fill(path, contents)
+    return path
+
+
+def _fill(image: Path, contents: Path) -> None:
+    place = image.with_name(f"{image.name}.mounted")
+    place.mkdir()
+    _run("mount", "-o", "loop", str(image), str(place))
+    try:
+        if contents.is_dir():
+            _run("cp", "--archive", "--no-target-directory", str(contents), str(place))
+        else:
+            extract(contents, place)
+    finally:
+        _run("umount", str(place))
+        place.rmdir()
+
+
+def extract(archive: Path, directory: Path) -> None:
+    """Unpack a tar file of a whole system."""
+    _run("tar", "--extract", "--numeric-owner", f"--file={archive}", f"--directory={directory}")
+
+
+def check_image(image: Path, fstype: str) -> None:
+    """Fail unless the file system in an image is clean, to the word of its own checker."""
+    done = subprocess.run([*CHECKERS[fstype], str(image)], capture_output=True, text=True, check=False)
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, f"{fstype} in {image} is not clean:\n{said}"
+    assert "journal recovery" not in said, f"{fstype} in {image} was not unmounted:\n{said}"
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(command)}: {done.stdout}{done.stderr}"

@@ -1,0 +1,205 @@
+"""Commands inside a started instance: exec, shell and Runtime.run."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+from collections.abc import Callable
+
+import pytest
+from driving import Chroot, Cli
+from kernelview import is_running, wait_until
+
+import chrootfw
+
+MakeChroot = Callable[..., Chroot]
+
+
+@pytest.fixture
+def started(web1: Chroot) -> Chroot:
+    web1.start()
+    return web1
+
+
+def test_output_goes_where_it_should(started: Chroot) -> None:
+    done = started.cli("exec", "--", "/bin/sh", "-c", "echo out; echo err >&2")
+    assert (done.stdout, done.stderr) == ("out\n", "err\n")
+
+
+def test_input_comes_from_the_caller(started: Chroot, cli: Cli) -> None:
+    process = cli.begin("exec", "web1", "--", "/bin/wc", "-c", stdin=subprocess.PIPE)
+    assert cli.end(process, input="x" * 100_000).stdout.split() == ["100000"]
+
+
+def test_it_is_inside(started: Chroot) -> None:
+    (started.disk / "srv/only-here").touch()
+    assert started.cli("exec", "--", "/bin/ls", "/srv").stdout == "only-here\n"
+    assert started.cli("exec", "--", "/bin/pwd").stdout == "/\n"
+
+
+def test_a_program_without_a_slash_is_looked_for_inside(started: Chroot) -> None:
+    assert started.cli("exec", "--", "echo", "hi").stdout == "hi\n"
+
+
+@pytest.mark.parametrize("status", [0, 1, 4, 42, 255])
+def test_the_status_is_the_commands(started: Chroot, status: int) -> None:
+    started.cli("exec", "--", "/bin/sh", "-c", f"exit {status}", expect=status)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL, signal.SIGSEGV])
+def test_the_status_after_a_signal(started: Chroot, signum: signal.Signals) -> None:
+    started.cli("exec", "--", "/bin/sh", "-c", f"kill -{int(signum)} $$", expect=128 + signum)
+
+
+def test_what_is_not_there_or_cannot_be_run(started: Chroot) -> None:
+    (started.disk / "srv/not-executable").write_text("#!/bin/sh\n")
+    (started.disk / "srv/no-program").write_text("")
+    (started.disk / "srv/no-program").chmod(0o755)
+    started.cli("exec", "--", "/no/such/program", expect=127, says=["/no/such/program"])
+    started.cli("exec", "--", "no-such-program", expect=127, says=["no-such-program"])
+    started.cli("exec", "--", "/srv/not-executable", expect=126, says=["/srv/not-executable"])
+    started.cli("exec", "--", "/srv/no-program", expect=126, says=["/srv/no-program"])
+    started.cli("exec", "--", "/srv", expect=126, says=["/srv"])
+
+
+def test_failures_of_our_own(web1: Chroot, cli: Cli) -> None:
+    cli("exec", "nobody", "--", "/bin/true", expect=125, says=["nobody"])
+    web1.cli("exec", "--", "/bin/true", expect=125, says=["web1"])
+    web1.start()
+    web1.cli("exec", "--user", "no-such-user", "--", "/bin/true", expect=125, says=["no-such-user"])
+    web1.cli("exec", "--cwd", "/no/such/directory", "--", "/bin/true", expect=125, says=["/no/such/directory"])
+    web1.cli("exec", "--", "/bin/true")
+
+
+def test_the_environment_is_clean(started: Chroot) -> None:
+    shown = started.cli("exec", "--env", "ADDED=a=b c", "--", "/bin/env", env={"SECRET": "of the caller"}).stdout
+    variables = dict(line.split("=", 1) for line in shown.splitlines())
+    assert variables.pop("ADDED") == "a=b c"
+    assert variables["CHROOTFW_INSTANCE"] == "web1"
+    assert variables.keys() <= {"PATH", "HOME", "LANG", "TERM", "USER", "LOGNAME", "SHELL", "CHROOTFW_INSTANCE"}
+
+
+def test_user_and_groups_are_those_of_the_root(started: Chroot) -> None:
+    for user in ("web", "1000"):
+        shown = started.cli("exec", "--user", user, "--", "/bin/id").stdout
+        assert "uid=1000(web) gid=1001(web)" in shown
+        assert "1002(pictures)" in shown
+        assert "0(root)" not in shown
+    assert started.cli("exec", "--user", "web", "--env", "A=b", "--cwd", "/srv", "--", "/bin/pwd").stdout == "/srv\n"
+
+
+def test_it_inherits_no_descriptor(started: Chroot) -> None:
+    read_end, write_end = os.pipe()
+    shown = started.cli("exec", "--", "/bin/ls", "/proc/self/fd", pass_fds=[write_end]).stdout
+    os.close(read_end)
+    os.close(write_end)
+    assert set(shown.split()) <= {"0", "1", "2", "3"}  # 3 is the directory that ls lists
+
+
+def test_default_signals_whatever_the_caller_ignores(started: Chroot) -> None:
+    shown = started.cli(
+        "exec", "--", "/bin/grep", "-E", "Sig(Ign|Blk)", "/proc/self/status",
+        prefix=["env", "--ignore-signal=TERM,HUP,PIPE", "--block-signal=USR1"],
+    ).stdout  # fmt: skip
+    assert shown == "SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n"
+
+
+def test_what_it_leaves_belongs_to_the_instance(started: Chroot) -> None:
+    left = int(started.cli("exec", "--", "/bin/sh", "-c", "sleep 3600 > /dev/null 2>&1 & echo $!").stdout)
+    assert left in started.pids()
+    started.cli("stop")
+    assert not is_running(left)
+
+
+def test_a_stop_ends_a_command_that_runs(started: Chroot, cli: Cli) -> None:
+    inside = cli.begin("exec", "web1", "--", "/bin/sh", "-c", "touch /run/up; exec sleep 3600")
+    wait_until((started.root / "run/up").exists, "the command runs")
+    started.cli("stop")
+    cli.end(inside, expect=(128 + signal.SIGTERM, 128 + signal.SIGKILL))
+    assert started.is_gone()
+
+
+def test_a_command_in_what_is_only_mounted_makes_it_run(web1: Chroot, cli: Cli) -> None:
+    web1.cli("start", "--no-init")
+    inside = cli.begin("exec", "web1", "--", "/bin/sh", "-c", "touch /run/up; exec sleep 3600")
+    wait_until((web1.root / "run/up").exists, "the command runs")
+    assert web1.state == "running"
+    web1.cli("stop")
+    cli.end(inside, expect=(128 + signal.SIGTERM, 128 + signal.SIGKILL))
+    assert web1.is_gone()
+
+
+def test_words_are_passed_as_they_are(started: Chroot) -> None:
+    words = ["a b", "", "-n", "--user", "$HOME", "*", "ü", "a\nb", "\udcff"]
+    shown = started.cli("exec", "--", "/bin/printf", "%s|", *words).stdout
+    assert shown == "".join(f"{word}|" for word in words)
+
+
+def test_a_shell_gives_its_own_status(started: Chroot, cli: Cli) -> None:
+    """Without a terminal it reads commands, as any shell does."""
+    process = cli.begin("shell", "web1", stdin=subprocess.PIPE)
+    done = cli.end(process, input="echo in $CHROOTFW_INSTANCE\nexit 7\n", expect=7)
+    assert "in web1" in done.stdout
+
+
+def test_a_shell_has_a_terminal_of_its_own(started: Chroot, cli: Cli) -> None:
+    ours, theirs = pty.openpty()
+    process = cli.begin("shell", "web1", stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+    os.close(theirs)
+    os.write(ours, b"tty; test -t 0 && echo y''es; exit 9\n")
+    shown = b""
+    while True:
+        try:
+            chunk = os.read(ours, 4096)
+        except OSError:  # EIO: the other side is closed
+            break
+        if not chunk:
+            break
+        shown += chunk
+    os.close(ours)
+    assert process.wait() == 9
+    assert b"/dev/pts/" in shown
+    assert b"yes" in shown
+
+
+# -- the library ----------------------------------------------------------------------------------------
+
+
+def test_run_has_the_shape_of_subprocess_run(started: Chroot) -> None:
+    run = started.runtime.run
+    done = run("web1", ["/bin/cat"], input=b"bytes", capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"bytes", b"")
+    assert run("web1", ["/bin/cat"], input="text", capture_output=True, text=True).stdout == "text"
+    assert run("web1", ["/bin/false"]).returncode == 1
+    assert run("web1", ["/bin/sh", "-c", "kill -9 $$"]).returncode == -9
+    assert run("web1", ["/bin/sh", "-c", "echo out; echo err >&2"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT).stdout == b"out\nerr\n"
+    assert run("web1", ["/bin/echo", "x"], stdout=subprocess.DEVNULL).stdout is None
+
+
+def test_run_raises_what_subprocess_run_raises(started: Chroot) -> None:
+    run = started.runtime.run
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        run("web1", ["/bin/sh", "-c", "echo out; exit 3"], capture_output=True, check=True)
+    assert (failed.value.returncode, failed.value.stdout) == (3, b"out\n")
+    with pytest.raises(FileNotFoundError):
+        run("web1", ["/no/such/program"])
+    (started.disk / "srv/file").touch()
+    with pytest.raises(PermissionError):
+        run("web1", ["/srv/file"])
+    with pytest.raises(subprocess.TimeoutExpired):
+        run("web1", ["/bin/sleep", "3600"], timeout=0.1)
+    assert len(started.pids()) == 1
+
+
+def test_run_in_what_is_not_started(web1: Chroot) -> None:
+    with pytest.raises(chrootfw.TransitionError, match="web1"):
+        web1.runtime.run("web1", ["/bin/true"])
+    with pytest.raises(chrootfw.NotFoundError, match="nobody"):
+        web1.runtime.run("nobody", ["/bin/true"])
+
+
+def test_large_output_is_whole(started: Chroot) -> None:
+    done = started.runtime.run("web1", ["/bin/dd", "if=/dev/zero", "bs=1M", "count=16"], capture_output=True)
+    assert len(done.stdout) == 16 << 20
