@@ -34,8 +34,7 @@ class Root:
 
     def open_fd(self, path: str, flags: int = os.O_PATH, mode: int = 0, *, follow: bool = True) -> int:
         """A file descriptor for ``path``; O_PATH unless ``flags`` says otherwise."""
-        if "\0" in path:
-            raise OSError(errno.EINVAL, "a NUL byte in the path", path)  # the kernel would read up to it
+        _check_nul(path)
         flags |= 0 if follow else os.O_NOFOLLOW
         root_fd = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
@@ -99,6 +98,7 @@ class Root:
 
     def resolve(self, path: str) -> str:
         """Where ``path`` leads inside the root, symlinks followed; what does not exist is taken as written."""
+        _check_nul(path)
         pending = [part for part in path.split("/") if part][::-1]
         done: list[str] = []
         links = 0
@@ -124,3 +124,9 @@ class Root:
                 done.clear()
             pending.extend([piece for piece in text.split("/") if piece][::-1])
         return "/" + "/".join(done)
+
+
+def _check_nul(path: str) -> None:
+    """Refuse a path of which the kernel would read only the beginning."""
+    if "\0" in path:
+        raise OSError(errno.EINVAL, "a NUL byte in the path", path)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import roots
 from driving import Chroot, Cli
 from kernelview import mount_table, mounts_below, processes_of_the_tests, wait_until
 
@@ -127,8 +128,6 @@ def test_ps_of_what_is_absent_or_mounted(web1: Chroot) -> None:
 
 
 def test_memory_and_time_are_counted(make_chroot: MakeChroot) -> None:
-    import roots
-
     web1 = make_chroot(init=roots.script(start="/bin/sh -c 'while :; do :; done' &"))
     web1.start()
     wait_until(lambda: (web1.runtime.info("web1").cpu_seconds or 0) > 0.05, "it used the processor")

@@ -144,7 +144,8 @@ class Caller:
             prepare(slave)
         job = {
             "root": self.root, "source": SOURCE, "result": str(self.result), "terminal": slave,
-            "argv": argv or ["/bin/sh"], "ids": ids, "grace": grace, "thread": thread, "ignore": ignore, "fault": fault,
+            "argv": argv or ["/bin/sh"], "ids": ids, "grace": grace, "thread": thread, "ignore": ignore,
+            "fault": fault,
             "env": {"PATH": "/bin", "PS1": PROMPT, "HOME": "/", "TERM": "dumb"},
         }  # fmt: skip
         command = [
@@ -381,7 +382,8 @@ class TestOnATerminal:
 
     def test_background_job_that_writes_for_ever(self, caller: Caller) -> None:
         caller.start()
-        caller.command("yes & exit 4", "y\r\ny\r\n")
+        caller.command("yes & read line; exit 4", "y\r\ny\r\n")
+        caller.type("\n")
         assert caller.end() == ended(4)  # yes gets EIO
 
     def test_all_output_arrives(self, caller: Caller) -> None:
