@@ -93,7 +93,7 @@ def _restore(record: Mapping[str, Any]) -> Step:
     return step
 
 
-def _subclasses(kind: type) -> Iterator[type]:
+def _subclasses(kind: type[Step]) -> Iterator[type[Step]]:
     for sub in kind.__subclasses__():
         yield sub
         yield from _subclasses(sub)

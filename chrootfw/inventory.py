@@ -293,7 +293,7 @@ def _account(survey: Survey, name: str, info: InstanceInfo) -> None:
     if not survey.is_populated(name):
         info.tracking = "root"
     for source, groups in (("cgroup v2", paths), ("cgroup v1", survey.v1_groups.get(name, []))):
-        counted = [found for group in groups if (found := cgroups.memory_bytes(group)) is not None]
+        counted = [count for group in groups if (count := cgroups.memory_bytes(group)) is not None]
         if counted:
             info.memory_bytes, info.memory_source = sum(counted), source
             break

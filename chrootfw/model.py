@@ -6,7 +6,7 @@ All are frozen: a plugin decides, and what it decided cannot change behind the c
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
@@ -116,9 +116,8 @@ class Step:
 
     def arguments(self) -> dict[str, Any]:
         """The fields by name, as JSON values."""
-        if attrs.has(type(self)):
-            return attrs.asdict(self)  # type: ignore[call-overload,no-any-return]  # has() says it is one
-        return dict(vars(self))
+        kind = type(self)
+        return attrs.asdict(self) if attrs.has(kind) else dict(vars(self))  # type: ignore[arg-type]  # has() knows
 
 
 @attrs.frozen
@@ -134,6 +133,10 @@ class Node:
     @path.validator
     def _check_path(self, _attribute: attrs.Attribute[str], value: str) -> None:
         paths.check_absolute(f"/{value}", what="the path of a node")
+
+
+def _nodes(nodes: Iterable[Node]) -> tuple[Node, ...]:
+    return tuple(nodes)
 
 
 @attrs.frozen
@@ -153,7 +156,7 @@ class MountPoint:
     fstype: str | None = None
     options: tuple[str, ...] = attrs.field(default=(), converter=_strings)
     at: str = attrs.field(default="root")
-    nodes: tuple[Node, ...] = attrs.field(default=(), converter=tuple)
+    nodes: tuple[Node, ...] = attrs.field(default=(), converter=_nodes)
 
     @target.validator
     def _check_target(self, _attribute: attrs.Attribute[str], value: str) -> None:
@@ -257,6 +260,10 @@ class Entry:
         return {"method": self.method, "user": self.user, "cwd": self.cwd, "env": dict(self.env)}
 
 
+def _recipients(to: str | Iterable[int]) -> str | tuple[int, ...]:
+    return to if isinstance(to, str) else tuple(to)
+
+
 @attrs.frozen
 class Escalation:
     """Send ``signal`` (a number or ``signal.Signals``), then wait at most ``grace`` seconds.
@@ -267,9 +274,7 @@ class Escalation:
 
     signal: int
     grace: float
-    to: str | tuple[int, ...] = attrs.field(
-        default="own", converter=lambda to: to if isinstance(to, str) else tuple(to)
-    )
+    to: str | tuple[int, ...] = attrs.field(default="own", converter=_recipients)
 
 
 @attrs.frozen

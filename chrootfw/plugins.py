@@ -223,7 +223,7 @@ def entry_points(group: str) -> list[tuple[PluginRecord, Any]]:
     from importlib import metadata
 
     band = "installed" if group == GROUP else "instance"
-    found = {}
+    found: dict[str, tuple[PluginRecord, Any]] = {}
     for point in metadata.entry_points(group=group):
         dist = point.dist
         record = PluginRecord(point.name, band, dist.name if dist else "", dist.version if dist else "")

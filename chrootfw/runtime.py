@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import os
 import signal
 import subprocess
@@ -169,7 +170,7 @@ class Runtime:
 
     # -- looking ------------------------------------------------------------------------------------
 
-    def list(self) -> list[InstanceInfo]:
+    def list(self) -> builtins.list[InstanceInfo]:
         """Every instance, present or defined, sorted by name: one pass, however many."""
         return inventory.show_all(self.run_dir, self.config_dir)
 
@@ -177,7 +178,7 @@ class Runtime:
         """One instance in full, with its mounts and holders. Raises ``NotFoundError``."""
         return inventory.show_one(self.run_dir, self.config_dir, _name(name))
 
-    def processes(self, name: Instance | str) -> list[Process]:
+    def processes(self, name: Instance | str) -> builtins.list[Process]:
         """The instance's own processes and its holders. Raises ``NotFoundError``."""
         return inventory.all_processes(self.run_dir, self.config_dir, _name(name))
 
@@ -187,21 +188,21 @@ class Runtime:
 
         return node.info(self.run_dir, self.config_dir)
 
-    def verify(self) -> list[Check]:
+    def verify(self) -> builtins.list[Check]:
         """Whether this machine is fit for chrootfw: a line for each thing looked at."""
         from chrootfw import verify
 
         return verify.checks(self.run_dir, self.config_dir, self._registry)
 
-    def plugins(self) -> list[PluginRecord]:
+    def plugins(self) -> builtins.list[PluginRecord]:
         """The plugins in the order of asking."""
-        return list(reversed(self._registry.records.values()))
+        return builtins.list(reversed(self._registry.records.values()))
 
-    def plugin_failures(self) -> list[PluginLoadError]:
+    def plugin_failures(self) -> builtins.list[PluginLoadError]:
         """The plugins that could not be loaded, and why."""
-        return list(self._registry.failures)
+        return builtins.list(self._registry.failures)
 
-    def who_answers(self, instance: Instance | str) -> list[tuple[str, str, str]]:
+    def who_answers(self, instance: Instance | str) -> builtins.list[tuple[str, str, str]]:
         """``(stage, hook, plugin)``: who would answer each stage of an instance; touches nothing."""
         wanted, text = self._wanted_or_recorded(instance)
         registry = self._registry.for_instance(wanted.plugins)
@@ -224,7 +225,7 @@ class Runtime:
                 return Instance(**intent["instance"]), None
         return self._wanted(instance)
 
-    def parameters(self, plugins: Sequence[str] = ()) -> list[tuple[str, Parameter]]:
+    def parameters(self, plugins: Sequence[str] = ()) -> builtins.list[tuple[str, Parameter]]:
         """``(plugin, Parameter)`` pairs; the core's own have no plugin name."""
         stages = Stages(self._registry.for_instance(plugins), self._tell)
         return [*(("", parameter) for parameter in config.FIELDS), *stages.parameters()]
@@ -440,7 +441,7 @@ class Runtime:
 
     def _job_of_recorded(self, instance: Instance | str, name: str) -> Job:
         """The instance as it was resolved at its start; else as it is defined now; else by its name alone."""
-        notes: list[str] = []
+        notes: builtins.list[str] = []
         intent = None
         try:
             intent = self._intent(name)
@@ -483,12 +484,12 @@ class Runtime:
     def _shown(self, instance: Instance | str) -> InstanceInfo:
         return inventory.show(inventory.Survey(self.run_dir), _name(instance))
 
-    def _plan_start(self, instance: Instance | str) -> list[tuple[str, str, str]]:
+    def _plan_start(self, instance: Instance | str) -> builtins.list[tuple[str, str, str]]:
         wanted, text = self._wanted(instance)
         registry = self._registry.for_instance(wanted.plugins)
         job = self._job(self._resolve(wanted, registry, text), registry)
         answers = self._asked(job)
-        steps: list[tuple[str, str, str]] = [("mount", f"make {job.root}", "")]
+        steps: builtins.list[tuple[str, str, str]] = [("mount", f"make {job.root}", "")]
         for plugin, point in answers.points:
             if isinstance(point.source, Step):
                 steps.append(("mount", point.source.describe(), plugin))
@@ -505,7 +506,7 @@ class Runtime:
             steps.append(("init-start", does, answers.script_plugin))
         return steps
 
-    def _plan_stop(self, instance: Instance | str) -> list[tuple[str, str, str]]:
+    def _plan_stop(self, instance: Instance | str) -> builtins.list[tuple[str, str, str]]:
         name = _name(instance)
         paths.check_name(name)
         survey = inventory.Survey(self.run_dir)
@@ -514,7 +515,7 @@ class Runtime:
                 raise inventory.not_found(name, self.config_dir, inventory.known_names(survey, self.config_dir))
             return []
         job = self._job_of_recorded(instance, name)
-        return list(stopping.plan_steps(job, state=survey.state(name, job.intent)))
+        return builtins.list(stopping.plan_steps(job, state=survey.state(name, job.intent)))
 
 
 def _table(instance: Instance) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from chrootfw import config, intents, inventory
 from chrootfw.errors import ChrootfwError
@@ -49,13 +49,14 @@ def _kernel() -> Iterator[Check]:
     else:
         how = "built on a detached mount" if version >= (6, 15) else "built in a mount namespace of their own"
         yield Check("kernel", "ok", f"Linux {release}; mount trees are {how}")
-    for name, probe in (
-        ("mount API", lambda: os.close(syscalls.open_tree(syscalls.AT_FDCWD, "/"))),
-        ("openat2", lambda: os.close(syscalls.openat2(syscalls.AT_FDCWD, "/", os.O_PATH, 0))),
-        ("pidfd", lambda: os.close(os.pidfd_open(os.getpid()))),
-    ):
+    probes: tuple[tuple[str, Callable[[], int]], ...] = (
+        ("mount API", lambda: syscalls.open_tree(syscalls.AT_FDCWD, "/")),
+        ("openat2", lambda: syscalls.openat2(syscalls.AT_FDCWD, "/", os.O_PATH, 0)),
+        ("pidfd", lambda: os.pidfd_open(os.getpid())),
+    )
+    for name, probe in probes:
         try:
-            probe()
+            os.close(probe())
         except OSError as error:
             missing = error.errno == errno.ENOSYS
             hint = "a seccomp filter or an old kernel hides it" if missing else "it needs CAP_SYS_ADMIN"
@@ -80,10 +81,7 @@ def _cgroup() -> Iterator[Check]:
             "mount cgroup2: tracking is then quicker, and a fork bomb ends at once",
         )  # fmt: skip
         return
-    if os.path.exists(f"{top}/{cgroups.TOP}/cgroup.kill") or _has_kill(top):
-        yield Check("cgroup", "ok", f"cgroup v2 at {top}, with cgroup.kill")
-    else:
-        yield Check("cgroup", "warning", f"cgroup v2 at {top}, cgroup.kill not seen", "it is there from Linux 5.14")
+    yield Check("cgroup", "ok", f"cgroup v2 at {top} can be written: own processes are tracked by cgroup")
     try:
         with open(f"{top}/cgroup.controllers", encoding="ascii") as file:
             controllers = file.read().split()
@@ -95,14 +93,6 @@ def _cgroup() -> Iterator[Check]:
         yield Check(
             "memory accounting", "ok", "summed up by process: cgroup v2 has no memory controller here"
         )
-
-
-def _has_kill(top: str) -> bool:
-    """The hierarchy's root has no ``cgroup.kill``; any cgroup below it shows whether the kernel has it."""
-    try:
-        return any(os.path.exists(f"{entry.path}/cgroup.kill") for entry in os.scandir(top) if entry.is_dir()) or True
-    except OSError:
-        return False
 
 
 def _loops() -> Iterator[Check]:

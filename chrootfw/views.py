@@ -41,7 +41,7 @@ InstanceState.HELD = InstanceState("held")
 class _Value:
     """Equality, repr and a dict for classes that are nothing but their slots."""
 
-    __slots__ = ()
+    __slots__: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, object]:
         """The slots by name, in order; values inside are turned likewise."""

@@ -181,8 +181,8 @@ def _become(
     gc.disable()
     what = b"signal"
     try:
-        for number in _ALL_SIGNALS:
-            _libc.signal(int(number), None)  # SIG_DFL; signal.signal() works in the main thread only
+        for signum in _ALL_SIGNALS:
+            _libc.signal(int(signum), None)  # SIG_DFL; signal.signal() works in the main thread only
         what = b"cgroup.procs"
         for fd in join_fds:
             os.write(fd, b"0")
@@ -213,17 +213,17 @@ def _become(
         os.chdir(cwd)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         what = b"execve"
-        found = errno.ENOENT
+        failure: int = errno.ENOENT
         for path in candidates:
             try:
                 os.execve(path, argv, env)
             except OSError as error:
                 code = error.errno or errno.EIO
                 if code not in (errno.ENOENT, errno.ENOTDIR):
-                    found = code
+                    failure = code
                     if code != errno.EACCES:
                         break
-        os.write(tell, b"%d execve" % found)
+        os.write(tell, b"%d execve" % failure)
     except OSError as error:
         os.write(tell, b"%d %s" % (error.errno or errno.EIO, what))
     except BaseException:

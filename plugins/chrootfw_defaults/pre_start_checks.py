@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
+from typing import Literal
 
 import chrootfw
 from chrootfw import Instance, Parameter, Problem, Root
@@ -116,7 +117,7 @@ def _check_first_line(what: str, head: bytes, root: Root, depth: int) -> Iterato
 
 
 def _check_elf(what: str, head: bytes, path: str, root: Root) -> Iterator[Problem]:
-    order = "little" if head[5:6] == b"\x01" else "big"
+    order: Literal["little", "big"] = "little" if head[5:6] == b"\x01" else "big"
     machine = int.from_bytes(head[18:20], order)
     here = os.uname().machine
     if machine not in _MACHINES.get(here, (machine,)):
@@ -138,12 +139,12 @@ def _has_foreign_interpreters() -> bool:
         return False
 
 
-def _elf_interpreter(head: bytes, order: str) -> str:
+def _elf_interpreter(head: bytes, order: Literal["little", "big"]) -> str:
     """The path in PT_INTERP, if the program headers are in the first page, as they are in practice."""
     wide = head[4:5] == b"\x02"
 
     def number(at: int, size: int) -> int:
-        return int.from_bytes(head[at : at + size], "little" if order == "little" else "big")
+        return int.from_bytes(head[at : at + size], order)
 
     table, size, count = (number(32, 8), number(54, 2), number(56, 2)) if wide else (number(28, 4), number(42, 2), number(44, 2))
     for index in range(count):
