@@ -14,6 +14,7 @@ from chrootfw.errors import (
     ChrootfwError,
     DiskError,
     HeldError,
+    Interrupted,
     PreStartError,
     ScriptError,
     StepError,
@@ -479,6 +480,8 @@ def _undo(job: Job, error: BaseException) -> None:
     """Take back everything of a start that failed; what cannot be taken back is added to the error."""
     try:
         tear_down(job)
+        if isinstance(error, Interrupted):
+            _add_details(error, [f"what the start of {job.name} had done is undone"])
     except ChrootfwError as second:
         _add_details(error, ["and undoing it failed: " + second.brief, *second.details])
         job.note(phase="stopping")

@@ -1,0 +1,346 @@
+"""Plugins on the real thing: each stage overridden, blamed when wrong, undone when it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import driving
+import kernelview
+import pytest
+import roots
+
+import chrootfw
+from chrootfw import Command, Escalation, Instance, MountPoint, Problem, Step
+
+
+@attrs.frozen
+class MakeFile(Step):
+    """A step with an effect that the tests can see: a file on the host."""
+
+    kind = "make-file"
+    path: str
+    fail: bool = False
+
+    def describe(self) -> str:
+        return f"make {self.path}"
+
+    def apply(self) -> Mapping[str, Any]:
+        Path(self.path).write_text("made")
+        if self.fail:
+            raise OSError(28, "No space left on device")
+        return {"size": 4}
+
+    def undo(self, record: Mapping[str, Any]) -> None:
+        Path(self.path).unlink(missing_ok=True)
+
+
+class Everything:
+    """All five stages by one object, for one instance only."""
+
+    def __init__(self, name: str, extra: str) -> None:
+        self.name = name
+        self.extra = extra
+        self.stages: list[str] = []
+        self.unmounted: list[str] = []
+
+    def mine(self, instance: Instance) -> bool:
+        return instance.name == self.name
+
+    @chrootfw.hookimpl
+    def chrootfw_mount(self, instance: Instance) -> list[MountPoint] | None:
+        return [MountPoint("/mnt", "tmpfs", "tmpfs", ("size=1m",))] if self.mine(instance) else None
+
+    @chrootfw.hookimpl
+    def chrootfw_pre_start(self, instance: Instance, root: chrootfw.Root | None) -> list[Step] | None:
+        return [MakeFile(self.extra)] if self.mine(instance) else None
+
+    @chrootfw.hookimpl
+    def chrootfw_init_script(self, instance: Instance, action: str) -> Command | None:
+        return Command(("/bin/sh", "-c", f"{roots.STUBBORN}" if action == "start" else "true")) if self.mine(instance) else None
+
+    @chrootfw.hookimpl
+    def chrootfw_kill_strategy(self, instance: Instance) -> list[Escalation] | None:
+        return [Escalation(signal.SIGKILL, 5)] if self.mine(instance) else None
+
+    @chrootfw.hookimpl
+    def chrootfw_unmount_ordering(self, instance: Instance, mounts: list[chrootfw.Mount]) -> list[chrootfw.Mount] | None:
+        if not self.mine(instance):
+            return None
+        order = list(reversed(mounts))
+        self.unmounted += [mount.target for mount in order]
+        return order
+
+    @chrootfw.hookimpl(wrapper=True)
+    def chrootfw_around_stage(self, instance: Instance, stage: str) -> Any:
+        self.stages.append(f"{instance.name} {stage}")
+        return (yield)
+
+
+def test_one_object_overrides_all_five_stages_for_one_instance(
+    make_chroot: Callable[..., driving.Chroot], runtime: chrootfw.Runtime, tmp_path: Path
+) -> None:
+    special, plain = make_chroot("special"), make_chroot("plain")
+    plugin = Everything("special", str(tmp_path / "prepared"))
+    events: list[chrootfw.Event] = []
+    mine = runtime.with_plugins(plugin)
+    mine.on_event = events.append
+    for chroot in (special, plain):
+        mine.start(chroot.name)
+    assert kernelview.mount_on(special.root / "mnt") is not None
+    assert kernelview.mount_on(plain.root / "mnt") is None
+    assert (tmp_path / "prepared").exists()
+    assert special.calls() == []
+    assert plain.calls() == ["start"]
+    plans = {name: mine.plan("stop", name).describe() for name in ("special", "plain")}
+    assert "[Everything]" in plans["special"]
+    assert "[Everything]" not in plans["plain"]
+    for chroot in (special, plain):
+        mine.stop(chroot.name)
+    assert not (tmp_path / "prepared").exists(), "the step was not undone at the stop"
+    assert "/mnt" in plugin.unmounted
+    assert plugin.stages == [
+        f"{name} {stage}"
+        for names, stages in ((("special", "plain"), ("mount", "pre-start", "init-start")), (("special", "plain"), ("init-stop", "kill", "unmount")))
+        for name in names
+        for stage in stages
+    ]  # fmt: skip
+    kills = [event.does for event in events if event.stage == "kill" and event.instance == "special" and event.what == "end"]
+    assert len(kills) == 1
+    assert kills[0].startswith("SIGKILL"), "the default strategy was used"
+
+
+class BadOrder:
+    """Parents before children: would unmount nothing at all."""
+
+    @chrootfw.hookimpl
+    def chrootfw_unmount_ordering(self, mounts: list[chrootfw.Mount]) -> list[chrootfw.Mount]:
+        return list(mounts)
+
+
+def test_an_illegal_unmount_ordering_is_refused_by_name_and_the_stop_goes_on(web1: driving.Chroot, runtime: chrootfw.Runtime) -> None:
+    events: list[chrootfw.Event] = []
+    bad = runtime.with_plugins(BadOrder())
+    bad.on_event = events.append
+    bad.start("web1")
+    bad.stop("web1")
+    assert web1.is_gone()
+    blame = [event for event in events if event.what == "blame"]
+    assert blame
+    assert blame[0].plugin == "BadOrder"
+    assert "/proc" in blame[0].does or "/dev" in blame[0].does
+
+
+class Raises:
+    """A plugin that breaks everywhere."""
+
+    @chrootfw.hookimpl
+    def chrootfw_kill_strategy(self) -> Any:
+        raise ZeroDivisionError("division by zero")
+
+    @chrootfw.hookimpl
+    def chrootfw_unmount_ordering(self) -> Any:
+        return "deepest first"
+
+    @chrootfw.hookimpl
+    def chrootfw_event(self, event: chrootfw.Event) -> None:
+        raise RuntimeError("I observe nothing")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_plugin_that_raises_never_keeps_anyone_from_stopping(web1: driving.Chroot, runtime: chrootfw.Runtime) -> None:
+    events: list[chrootfw.Event] = []
+    bad = runtime.with_plugins(Raises())
+    bad.on_event = events.append
+    bad.start("web1")
+    bad.stop("web1")
+    assert web1.is_gone()
+    assert {event.plugin for event in events if event.what == "blame"} == {"Raises"}
+
+
+class Refuses:
+    """Two problems at once, beside those of the defaults."""
+
+    @chrootfw.hookimpl
+    def chrootfw_pre_start(self) -> list[Problem]:
+        return [Problem("the moon is full"), Problem("it is Friday", "wait for Monday")]
+
+
+def test_all_problems_are_reported_together_and_nothing_is_left(web1: driving.Chroot, runtime: chrootfw.Runtime) -> None:
+    (web1.disk / roots.INIT).chmod(0o644)
+    with pytest.raises(chrootfw.PreStartError) as caught:
+        runtime.with_plugins(Refuses()).start("web1")
+    text = str(caught.value)
+    for words in ("the moon is full", "it is Friday", "wait for Monday", "not executable"):
+        assert words in text
+    assert web1.is_gone()
+
+
+class Prepares:
+    """Two steps, the second of which may fail."""
+
+    def __init__(self, directory: Path, *, fail: bool) -> None:
+        self.directory = directory
+        self.fail = fail
+
+    @chrootfw.hookimpl
+    def chrootfw_pre_start(self) -> list[Step]:
+        return [MakeFile(str(self.directory / "first")), MakeFile(str(self.directory / "second"), self.fail)]
+
+
+def test_steps_are_undone_when_one_of_them_fails(web1: driving.Chroot, runtime: chrootfw.Runtime, tmp_path: Path) -> None:
+    with pytest.raises(chrootfw.StepError, match="No space left"):
+        runtime.with_plugins(Prepares(tmp_path, fail=True)).start("web1")
+    assert not (tmp_path / "first").exists()
+    assert not (tmp_path / "second").exists()
+    assert web1.is_gone()
+
+
+_KILLED_BETWEEN_STEPS = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+import chrootfw, test_hooks
+from pathlib import Path
+
+class Kills(test_hooks.Prepares):
+    @chrootfw.hookimpl
+    def chrootfw_event(self, event):
+        if event.what == sys.argv[3] and event.does.endswith(sys.argv[4]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+runtime = chrootfw.Runtime([Kills(Path(sys.argv[2]), fail=False)])
+runtime.start("web1")
+"""
+
+
+@pytest.mark.parametrize(("what", "step"), [("begin", "first"), ("end", "first"), ("begin", "second"), ("end", "second")])
+@pytest.mark.parametrize("verb", ["stop", "cleanup", "start"])
+def test_a_start_killed_between_two_steps_is_undone_from_its_record_by_another_process(
+    web1: driving.Chroot, cli: driving.Cli, tmp_path: Path, what: str, step: str, verb: str
+) -> None:
+    here = str(Path(__file__).parent)
+    killed = subprocess.run(
+        [sys.executable, "-c", _KILLED_BETWEEN_STEPS, here, str(tmp_path), what, step],
+        env={**cli.environment(), "PYTHONPATH": f"{here}:{cli.environment()['PYTHONPATH']}"}, check=False, capture_output=True,
+    )  # fmt: skip
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    record = json.loads((cli.run_dir / "web1/intent.json").read_text())
+    assert record["steps"], "a step is recorded before it is applied"
+    web1.cli(verb, env={"PYTHONPATH": f"{here}:{cli.environment()['PYTHONPATH']}"})
+    assert not (tmp_path / "first").exists()
+    assert not (tmp_path / "second").exists()
+    web1.cli("stop")
+    assert web1.is_gone()
+
+
+def test_a_debt_whose_plugin_is_gone_is_kept_and_named(
+    web1: driving.Chroot, runtime: chrootfw.Runtime, cli: driving.Cli, tmp_path: Path
+) -> None:
+    runtime.with_plugins(Prepares(tmp_path, fail=False)).start("web1")
+    failed = web1.cli("stop", expect=1)  # that process cannot import this file
+    assert web1.is_gone()
+    assert "Prepares" in failed.stderr
+    assert "make-file" in failed.stderr
+    again = {"PYTHONPATH": f"{Path(__file__).parent}:{cli.environment()['PYTHONPATH']}"}
+    web1.cli("cleanup", env=again)
+    assert not (tmp_path / "first").exists()
+    assert not (cli.run_dir / "web1").exists()
+
+
+@attrs.frozen
+class MakeDirectory(Step):
+    """A source that is made at start and removed at stop, as a snapshot would be."""
+
+    kind = "make-directory"
+    path: str
+    model: str
+
+    def describe(self) -> str:
+        return f"copy {self.model} to {self.path}"
+
+    def apply(self) -> Mapping[str, Any]:
+        subprocess.run(["cp", "--archive", self.model, self.path], check=True)
+        return {"source": self.path}
+
+    def undo(self, record: Mapping[str, Any]) -> None:
+        if os.path.lexists(self.path):
+            assert not kernelview.mounts_below(Path(self.path))
+            subprocess.run(["rm", "--recursive", "--one-file-system", self.path], check=True)
+
+
+class Copies:
+    """The root is a copy, made by a step."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @chrootfw.hookimpl
+    def chrootfw_mount(self, instance: Instance) -> list[MountPoint]:
+        return [MountPoint("/", MakeDirectory(str(self.path), str(instance.disk)))]
+
+
+def test_the_source_of_the_root_may_be_a_step(web1: driving.Chroot, runtime: chrootfw.Runtime, tmp_path: Path) -> None:
+    mine = runtime.with_plugins(Copies(tmp_path / "copy"))
+    mine.start("web1")
+    mine.run("web1", ["/bin/touch", "/var/only-in-the-copy"], check=True)
+    assert (tmp_path / "copy/var/only-in-the-copy").exists()
+    assert not (web1.disk / "var/only-in-the-copy").exists()
+    mine.stop("web1")
+    assert not (tmp_path / "copy").exists()
+
+
+class Overlay:
+    """An overlay whose lower layer lies outside the root."""
+
+    @chrootfw.hookimpl
+    def chrootfw_mount(self, instance: Instance) -> list[MountPoint]:
+        return [
+            MountPoint("/", str(instance.disk), None, ("bind", "ro"), at="aux:lower"),
+            MountPoint("/", "tmpfs", "tmpfs", at="aux:upper", nodes=(chrootfw.Node("up"), chrootfw.Node("work"))),
+            MountPoint("/", "overlay", "overlay", ("lowerdir={aux:lower}", "upperdir={aux:upper}/up", "workdir={aux:upper}/work")),
+        ]  # fmt: skip
+
+
+def test_an_overlay_with_layers_outside_the_root(web1: driving.Chroot, runtime: chrootfw.Runtime) -> None:
+    mine = runtime.with_plugins(Overlay())
+    mine.start("web1")
+    mine.run("web1", ["/bin/touch", "/var/thrown-away"], check=True)
+    assert (web1.root / "var/thrown-away").exists()
+    assert web1.calls() == ["start"]
+    mine.stop("web1")
+    assert web1.calls() == []
+    assert not (web1.disk / "var/thrown-away").exists()
+    assert web1.is_gone()
+
+
+def test_a_plugin_named_in_one_definition_is_for_that_instance_alone(
+    make_chroot: Callable[..., driving.Chroot], cli: driving.Cli
+) -> None:
+    plugin, plain = make_chroot("plugin", plugins=["test_hooks:BadOrder"]), make_chroot("plain")
+    env = {"PYTHONPATH": f"{Path(__file__).parent}:{cli.environment()['PYTHONPATH']}"}
+    said = {}
+    for chroot in (plugin, plain):
+        chroot.cli("start", env=env)
+        said[chroot.name] = chroot.cli("stop", env=env).stderr
+    assert "BadOrder" in said["plugin"]
+    assert "BadOrder" not in said["plain"]
+
+
+def test_a_plugin_that_cannot_be_loaded_stops_the_start_and_nothing_else(
+    make_chroot: Callable[..., driving.Chroot], cli: driving.Cli
+) -> None:
+    chroot = make_chroot("web1", plugins=["no_such_module:Plugin"])
+    chroot.cli("start", expect=1, says=["no_such_module"])
+    chroot.define()
+    chroot.cli("start")
+    chroot.define(plugins=["no_such_module:Plugin"])
+    cli("list")
+    chroot.cli("info")
+    chroot.cli("stop")
