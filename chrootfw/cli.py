@@ -383,7 +383,11 @@ class _Progress:
             return
         self.steps += 1
         if self.verbose:
-            mark = display.paint("✓", "green", sys.stderr) if event.what == "end" else display.paint("✗", "red", sys.stderr)
+            mark = (
+                display.paint("✓", "green", sys.stderr)
+                if event.what == "end"
+                else display.paint("✗", "red", sys.stderr)
+            )
             by = f"  [{event.plugin}]" if event.plugin else ""
             failed = f": {event.error}" if event.error else ""
             took = f"{event.seconds * 1000:7.1f} ms"
@@ -459,7 +463,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(no_plugins=False, without=[], lock_timeout=10.0, verbose=False, json=False)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
 
-    def verb(name: str, run: Callable[[argparse.Namespace], int], help: str, *, named: bool = True) -> argparse.ArgumentParser:
+    def verb(
+        name: str, run: Callable[[argparse.Namespace], int], help: str, *, named: bool = True
+    ) -> argparse.ArgumentParser:
         added = verbs.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".", parents=[common])
         added.set_defaults(run=run)
         if named:
@@ -472,7 +478,11 @@ def _parser() -> argparse.ArgumentParser:
         script.add_argument("--init-script", metavar="PATH", help="path inside the root")
         script.add_argument("--no-init", action="store_true", help="mount only")
         added.add_argument(
-            "--set", action="append", default=[], metavar="PARAM=VALUE", help="a parameter as a TOML value; may be repeated"
+            "--set",
+            action="append",
+            default=[],
+            metavar="PARAM=VALUE",
+            help="a parameter as a TOML value; may be repeated",
         )
 
     verb("demo", _demo, "a whole life on this machine: image, start, a page served from inside, stop", named=False)
@@ -499,7 +509,9 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--cwd", metavar="DIR", help="the working directory inside")
     added.add_argument("command", nargs=argparse.REMAINDER, metavar="-- CMD …", help="the command and its arguments")
     verb("shell", _shell, "open a shell on a terminal of the instance's own")
-    added = verb("plan", _plan, "the exact steps of a start or stop, and which plugin answered; touches nothing", named=False)
+    added = verb(
+        "plan", _plan, "the exact steps of a start or stop, and which plugin answered; touches nothing", named=False
+    )
     added.add_argument("what", choices=("start", "stop"))
     added.add_argument("name", metavar="NAME", help="the instance")
     definition_flags(added)

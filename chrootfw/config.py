@@ -17,7 +17,10 @@ from chrootfw.system import store
 FIELDS = (
     Parameter("disk", str, None, help="block device, image file or directory (bound, not recursively)"),
     Parameter(
-        "init_script", (str, bool), DEFAULT_INIT_SCRIPT, help="path inside the root, used for start and stop; false: mount only"
+        "init_script",
+        (str, bool),
+        DEFAULT_INIT_SCRIPT,
+        help="path inside the root, used for start and stop; false: mount only",
     ),
     Parameter("plugins", list, (), help="plugins for this instance alone, by name or module:attribute"),
     Parameter("require_process", bool, False, help="a start whose init script leaves no process alive is an error"),
@@ -102,7 +105,11 @@ def resolve(instance: Instance, declared: Sequence[tuple[str, Parameter]]) -> In
 
 def _checked(plugin: str, parameter: Parameter, value: Any) -> Any:
     types = parameter.type if isinstance(parameter.type, tuple) else (parameter.type,)
-    fits = isinstance(value, types) or (float in types and isinstance(value, int)) or (list in types and isinstance(value, tuple))
+    fits = (
+        isinstance(value, types)
+        or (float in types and isinstance(value, int))
+        or (list in types and isinstance(value, tuple))
+    )
     if isinstance(value, bool) and bool not in types:
         fits = False
     if not fits:
@@ -116,7 +123,8 @@ def _checked(plugin: str, parameter: Parameter, value: Any) -> Any:
         raise InputError(f"the parameter {parameter.name}: {error.brief}", error.details, error.hint) from error
     except Exception as error:
         raise PluginError(
-            f"plugin {plugin}: the check of parameter {parameter.name} raised {type(error).__name__}: {error}", plugin=plugin
+            f"plugin {plugin}: the check of parameter {parameter.name} raised {type(error).__name__}: {error}",
+            plugin=plugin,
         ) from error
     if wrong:
         raise InputError(f"the parameter {parameter.name} is {value!r}: {wrong}", hint=parameter.help)
@@ -145,7 +153,8 @@ def parse_setting(text: str) -> tuple[str, Any]:
         if re.fullmatch(r"[A-Za-z0-9_./:+-]+", value):
             return key, value
         raise InputError(
-            f"--set {key}: {value!r} is no TOML value: {error}", hint=f"""quote it for TOML and for the shell: --set '{key}="…"'"""
+            f"--set {key}: {value!r} is no TOML value: {error}",
+            hint=f"""quote it for TOML and for the shell: --set '{key}="…"'""",
         ) from error
 
 
@@ -164,4 +173,3 @@ def default_text(parameter: Parameter) -> str:
     if isinstance(parameter.default, list | tuple):
         return str(list(parameter.default))
     return f'"{parameter.default}"' if isinstance(parameter.default, str) else str(parameter.default)
-

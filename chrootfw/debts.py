@@ -29,7 +29,9 @@ def apply(job: Job, stage: str, plugin: str, step: Step) -> Mapping[str, Any]:
         job.save(steps=[*job.intent["steps"], record])
     except TypeError as error:
         job.intent["steps"].pop()
-        raise StepError(f"{who.describe()}: the arguments of step {record['kind']} are no JSON values: {error}") from error
+        raise StepError(
+            f"{who.describe()}: the arguments of step {record['kind']} are no JSON values: {error}"
+        ) from error
     with job.step(stage, step.describe(), plugin):
         try:
             facts = step.apply() or {}

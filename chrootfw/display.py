@@ -36,7 +36,9 @@ def size(count: int | None) -> str:
     return ""
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], stream: TextIO, colours: dict[int, dict[str, str]]) -> str:
+def table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], stream: TextIO, colours: dict[int, dict[str, str]]
+) -> str:
     """Columns under a header; ``colours`` maps a column to the colour of each word that it may show."""
     widths = [max(len(row[index]) for row in [header, *rows]) for index in range(len(header))]
 
@@ -110,8 +112,8 @@ def process_table(found: Sequence[Process], stream: TextIO) -> str:
 def node(info: NodeInfo) -> str:
     """The answer of ``node``."""
     lines = [
-        f"memory     {info.memory_total_mib} MiB, {info.memory_available_mib} available, {info.memory_free_mib} free, "
-        f"{info.memory_dom0_mib} used by the node itself",
+        f"memory     {info.memory_total_mib} MiB, {info.memory_available_mib} available, {info.memory_free_mib} free",
+        f"node       {info.memory_dom0_mib} MiB used by the node itself",
         f"CPUs       {info.cpus}, load {' '.join(f'{load:.2f}' for load in info.load)}",
         f"instances  {info.instances} present, {info.running} running",
         f"run dir    {info.run_dir_free_mib} of {info.run_dir_total_mib} MiB free",

@@ -229,5 +229,3 @@ def _take(fd: int, into: bytearray) -> bytes | None:
         return None
     into += data
     return data
-
-

@@ -104,9 +104,7 @@ class DiskError(StepError):
 class ScriptError(ChrootfwError):
     """The init script failed. ``output`` holds at most its last 64 KiB (bytes)."""
 
-    def __init__(
-        self, brief: str, details: Iterable[str] = (), hint: str = "", *, output: bytes = b""
-    ) -> None:
+    def __init__(self, brief: str, details: Iterable[str] = (), hint: str = "", *, output: bytes = b"") -> None:
         super().__init__(brief, details, hint)
         self.output = output
 

@@ -212,7 +212,9 @@ def show_one(run_dir: str, config_dir: str, name: str) -> InstanceInfo:
     if info.state != InstanceState.ABSENT and os.geteuid() == 0:
         own = set(survey.own(name))
         info.holders = [
-            holder for holder in find_holders(entries, info.root, intent, own) if not holder.own and holder.pid not in own
+            holder
+            for holder in find_holders(entries, info.root, intent, own)
+            if not holder.own and holder.pid not in own
         ]
     return info
 
@@ -265,7 +267,9 @@ def _disk(survey: Survey, name: str, intent: dict[str, Any] | None) -> str | Non
             source = os.fsdecode(entry.source)
             if source.startswith("/dev/loop"):
                 try:
-                    with open(f"/sys/block/{source[5:]}/loop/backing_file", encoding="utf-8", errors="surrogateescape") as file:
+                    with open(
+                        f"/sys/block/{source[5:]}/loop/backing_file", encoding="utf-8", errors="surrogateescape"
+                    ) as file:
                         return file.read().rstrip("\n")
                 except OSError:
                     return source

@@ -32,10 +32,12 @@ class Job:
 
     @property
     def name(self) -> str:
+        """The instance's name."""
         return self.instance.name
 
     @property
     def root(self) -> str:
+        """The mount point of its root."""
         return intents.root(self.run_dir, self.name)
 
     def survey(self) -> Survey:

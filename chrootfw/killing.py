@@ -80,7 +80,7 @@ def carry_out(
     ``holders`` finds the outside holders where they may be signalled. Raises ``SurvivorError`` when an own process is
     still alive after the last escalation, ``Interrupted`` between two of them.
     """
-    for number, step in enumerate(escalations):
+    for step in escalations:
         job.interrupts.check()
         living = Living(job, holders)
         if not living.has_own and not living.holders:
@@ -232,7 +232,7 @@ def _wait_for(watched: list[tuple[int, int]], groups: Sequence[str], seconds: fl
             events.append(fd)
             poller.register(fd, select.POLLPRI)
         # Read before each wait: POLLPRI tells of changes since the last read.
-        while any([cgroups.says_populated(fd) for fd in events]) or alive:
+        while any([cgroups.says_populated(fd) for fd in events]) or alive:  # noqa: C419  # every one must be read
             left = deadline - time.monotonic()
             if left <= 0:
                 return

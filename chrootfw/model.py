@@ -72,9 +72,7 @@ class Instance:
 
     name: str = attrs.field(validator=_check_name)
     disk: str | None = attrs.field(default=None, converter=_disk, validator=_check_path)
-    init_script: str | None = attrs.field(
-        default=DEFAULT_INIT_SCRIPT, converter=_init_script, validator=_check_path
-    )
+    init_script: str | None = attrs.field(default=DEFAULT_INIT_SCRIPT, converter=_init_script, validator=_check_path)
     params: Mapping[str, Any] = attrs.field(factory=dict, converter=_frozen_mapping)
     plugins: tuple[str, ...] = attrs.field(default=(), converter=_strings)
 

@@ -76,7 +76,10 @@ class Registry:
             from chrootfw import __version__
 
             for name in DEFAULTS:
-                self._load(PluginRecord(name, "default", "chrootfw", __version__), lambda name=name: importlib.import_module(name))
+                self._load(
+                    PluginRecord(name, "default", "chrootfw", __version__),
+                    lambda name=name: importlib.import_module(name),
+                )
         if discover:
             for record, load in entry_points(GROUP):
                 self._load(record, load)
@@ -88,9 +91,7 @@ class Registry:
         wanted = [name for name in names if name not in self.without]
         if not wanted:
             return self
-        more = Registry(
-            self.objects, defaults=self.defaults, discover=self.discover, without=self.without
-        )
+        more = Registry(self.objects, defaults=self.defaults, discover=self.discover, without=self.without)
         offered = {record.name: (record, load) for record, load in entry_points(INSTANCE_GROUP)}
         for name in wanted:
             if name in more.records:
@@ -115,7 +116,11 @@ class Registry:
         if self.failures:
             first, *others = self.failures
             raise PluginLoadError(
-                first.brief, [*first.details, *(o.brief for o in others)], first.hint, plugin=first.plugin, hook=first.hook
+                first.brief,
+                [*first.details, *(o.brief for o in others)],
+                first.hint,
+                plugin=first.plugin,
+                hook=first.hook,
             )
 
     def record(self, plugin_name: str) -> PluginRecord:
@@ -161,7 +166,9 @@ class Registry:
         except (pluggy.PluginValidationError, ValueError) as error:
             text = str(error).splitlines()
             raise PluginLoadError(
-                f"{record.describe()} cannot be registered: {text[0]}", [t.strip() for t in text[1:] if t.strip()], plugin=name
+                f"{record.describe()} cannot be registered: {text[0]}",
+                [t.strip() for t in text[1:] if t.strip()],
+                plugin=name,
             ) from error
         self.records[name] = attrs.evolve(record, hooks=hooks)
 
@@ -170,14 +177,14 @@ class Registry:
         for attribute in dir(plugin):
             options = self.manager.parse_hookimpl_opts(plugin, attribute)
             if options is None:
-                if attribute.startswith("chrootfw_") and not isinstance(plugin, ModuleType):
-                    if inspect.isroutine(getattr(plugin, attribute)):
-                        raise PluginLoadError(
-                            f"{record.describe()} has {attribute} without the mark of a hook",
-                            hint="decorate it with @chrootfw.hookimpl",
-                            plugin=record.name,
-                            hook=attribute,
-                        )
+                unmarked = attribute.startswith("chrootfw_") and inspect.isroutine(getattr(plugin, attribute))
+                if unmarked and not isinstance(plugin, ModuleType):
+                    raise PluginLoadError(
+                        f"{record.describe()} has {attribute} without the mark of a hook",
+                        hint="decorate it with @chrootfw.hookimpl",
+                        plugin=record.name,
+                        hook=attribute,
+                    )
                 continue
             hook = options.get("specname") or attribute
             function = getattr(plugin, attribute)
@@ -186,13 +193,16 @@ class Registry:
                 raise PluginLoadError(
                     f"{record.describe()} implements {hook}, which is no hook of chrootfw"
                     + (f"; did you mean {near[0]}?" if near else ""),
-                    hint="the hooks are chrootfw_" + ", ".join(name.removeprefix("chrootfw_") for name in hookspecs.KINDS),
+                    hint="the hooks are chrootfw_"
+                    + ", ".join(name.removeprefix("chrootfw_") for name in hookspecs.KINDS),
                     plugin=record.name,
                     hook=hook,
                 )
             if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
                 raise PluginLoadError(
-                    f"{record.describe()}: {hook} is a coroutine; hooks are plain functions", plugin=record.name, hook=hook
+                    f"{record.describe()}: {hook} is a coroutine; hooks are plain functions",
+                    plugin=record.name,
+                    hook=hook,
                 )
             if options.get("hookwrapper"):
                 raise PluginLoadError(
@@ -236,7 +246,9 @@ def blamed(error: BaseException, registry: Registry) -> str:
     codes = {}
     for hook in hookspecs.KINDS:
         for implementation in getattr(registry.manager.hook, hook).get_hookimpls():
-            code = getattr(inspect.unwrap(getattr(implementation.function, "__func__", implementation.function)), "__code__", None)
+            code = getattr(
+                inspect.unwrap(getattr(implementation.function, "__func__", implementation.function)), "__code__", None
+            )
             codes[code] = implementation.plugin_name
     name, traceback = "", error.__traceback__
     while traceback is not None:
@@ -266,7 +278,11 @@ def _object_name(plugin: object) -> str:
 
 def _origin(plugin: object) -> tuple[str, str]:
     """The distribution and version of a plugin object are its module's, where that says them."""
-    module = plugin if isinstance(plugin, ModuleType) else inspect.getmodule(plugin if inspect.isclass(plugin) else type(plugin))
+    module = (
+        plugin
+        if isinstance(plugin, ModuleType)
+        else inspect.getmodule(plugin if inspect.isclass(plugin) else type(plugin))
+    )
     return (module.__name__ if module else "", str(getattr(module, "__version__", "")))
 
 

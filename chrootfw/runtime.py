@@ -102,7 +102,9 @@ class Runtime:
                 starting.tear_down(job)
             transitions.check("start", job.name, job.survey().state(job.name, job.intent))
             answers = self._asked(job)
-            starting.start(job, answers, self._fresh_intent(job, text), lambda disk: self._lock_disk(locks, disk, "start"))
+            starting.start(
+                job, answers, self._fresh_intent(job, text), lambda disk: self._lock_disk(locks, disk, "start")
+            )
         return inventory.show(job.survey(), job.name)
 
     def stop(
@@ -128,7 +130,12 @@ class Runtime:
         with self._existing(instance, "stop") as job:
             if job is not None:
                 stopping.stop(
-                    job, force=force, timeout=timeout, run_script=run_script, keep_mounted=keep_mounted, kill_holders=kill_holders
+                    job,
+                    force=force,
+                    timeout=timeout,
+                    run_script=run_script,
+                    keep_mounted=keep_mounted,
+                    kill_holders=kill_holders,
                 )
         return self._shown(instance)
 
@@ -290,7 +297,9 @@ class Runtime:
                     child.wait(5)
                 child.close()
             out, err = (bytes(found) if found is not None else None for found in pipes.outputs())
-            shown = [part.decode(*how).replace("\r\n", "\n") if as_text and part is not None else part for part in (out, err)]
+            shown = [
+                part.decode(*how).replace("\r\n", "\n") if as_text and part is not None else part for part in (out, err)
+            ]
         if not ended:
             raise subprocess.TimeoutExpired(args, timeout or 0.0, out, err)
         assert child.status is not None
@@ -344,7 +353,10 @@ class Runtime:
         base = found[0] if found else Instance(name)
         own = {key: value for key, value in params.items() if key in ("disk", "init_script", "plugins")}
         rest = {key: value for key, value in params.items() if key not in own}
-        return attrs.evolve(config.from_table(name, {**_table(base), **own, **{key: value or False for key, value in fields.items()}}), params={**base.params, **rest})
+        return attrs.evolve(
+            config.from_table(name, {**_table(base), **own, **{key: value or False for key, value in fields.items()}}),
+            params={**base.params, **rest},
+        )
 
     def _resolve(self, instance: Instance, registry: Registry, text: str | None) -> Instance:
         try:
@@ -361,7 +373,7 @@ class Runtime:
             if job.instance.disk is None and "no plugin answered" in error.brief:
                 raise PlanError(
                     f"{job.name} has no disk, and no plugin brings a root for it",
-                    hint="give it one: disk = \"/path\" in its definition, or --disk",
+                    hint='give it one: disk = "/path" in its definition, or --disk',
                 ) from error
             raise
 
@@ -479,7 +491,10 @@ class Runtime:
             reason = ""
         if found:
             return found[0], f"the record of the start of {name} is lost: going by its definition"
-        return Instance(name, None, None), f"the record of the start of {name} is lost, and there is no definition{reason}: no init script, default signals"
+        return (
+            Instance(name, None, None),
+            f"the record of the start of {name} is lost, and there is no definition{reason}: no init script, default signals",
+        )
 
     def _shown(self, instance: Instance | str) -> InstanceInfo:
         return inventory.show(inventory.Survey(self.run_dir), _name(instance))
@@ -624,6 +639,6 @@ def _name(instance: Instance | str) -> str:
 def _need_root(verb: str) -> None:
     if os.geteuid() != 0:
         raise PrivilegeError(
-            f"only root can {verb}: chrootfw mounts file systems and signals processes", hint="run it with sudo, or as root"
+            f"only root can {verb}: chrootfw mounts file systems and signals processes",
+            hint="run it with sudo, or as root",
         )
-

@@ -106,7 +106,9 @@ class Stages:
         def check(answer: Any) -> str | None:
             if not isinstance(answer, Entry):
                 return "expected an Entry"
-            return None if answer.method == "chroot" else f"the method {answer.method!r} is not known; expected 'chroot'"
+            return (
+                None if answer.method == "chroot" else f"the method {answer.method!r} is not known; expected 'chroot'"
+            )
 
         return self._decided("chrootfw_enter", {"instance": instance, "command": command}, check, instance, lenient)
 
@@ -206,7 +208,9 @@ class Stages:
             if replaced is given and replaced == answer:
                 continue
             if replaced is None:
-                raise self._error(name, hook, instance, "turned the answer into None; a wrapper ends with return (yield)")
+                raise self._error(
+                    name, hook, instance, "turned the answer into None; a wrapper ends with return (yield)"
+                )
             self._checked(name, hook, instance, replaced, check)
             plugin, answer = name, replaced
         return plugin, answer
@@ -235,7 +239,7 @@ class Stages:
             caller.call_extra([run], {"instance": instance, "stage": stage})
         except BaseException as error:
             if failures:
-                raise failures[0]  # whatever the wrappers made of it
+                raise failures[0]  # noqa: B904  # whatever the wrappers made of it; its own cause stays
             if not isinstance(error, Exception | SystemExit) or isinstance(error, Interrupted):
                 raise
             blame = self._raised(blamed(error, self.registry), "chrootfw_around_stage", instance, error)
@@ -246,7 +250,9 @@ class Stages:
             raise failures[0]  # a wrapper swallowed it: a failed stage stays failed
         if not results:
             if not lenient:
-                raise PluginError(f"a wrapper kept stage {stage} of {instance.name} from running", hook="chrootfw_around_stage")
+                raise PluginError(
+                    f"a wrapper kept stage {stage} of {instance.name} from running", hook="chrootfw_around_stage"
+                )
             return body()
         return results[0]
 
@@ -271,9 +277,7 @@ class Stages:
         """
         caller = getattr(self.registry.manager.hook, hook)
         return [
-            (i.plugin_name, partial(_called, i, arguments))
-            for i in reversed(caller.get_hookimpls())
-            if not i.wrapper
+            (i.plugin_name, partial(_called, i, arguments)) for i in reversed(caller.get_hookimpls()) if not i.wrapper
         ]
 
     def _call(self, plugin: str, hook: str, instance: Instance | None, call: Callable[[], Any]) -> Any:

@@ -220,11 +220,8 @@ def name_users(job: Job, users: Sequence[str]) -> str:
     """The users of a disk, mounts below the run directory by the instance's name."""
     lines = []
     for user in users:
-        prefix = f"mounted on {job.run_dir}/"
-        if user.startswith(prefix):
-            name = user[len(prefix) :].split("/", 1)[0]
-            user = f"{user} (instance {name})"
-        lines.append(user)
+        below = user.removeprefix(f"mounted on {job.run_dir}/")
+        lines.append(user if below == user else f"{user} (instance {below.split('/', 1)[0]})")
     return "; ".join(lines)
 
 
@@ -275,17 +272,21 @@ def _make_directories(job: Job) -> None:
             status = os.lstat(path)
             if not os.path.isdir(path) or os.path.islink(path):
                 raise StepError(
-                    f"cannot make the directory {path}: something else is in its place", hint="look at it and move it away"
+                    f"cannot make the directory {path}: something else is in its place",
+                    hint="look at it and move it away",
                 ) from None
             if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
-                raise StepError(f"the directory {path} is not root's alone", hint=f"chown root {path}; chmod go-w {path}") from None
+                raise StepError(
+                    f"the directory {path} is not root's alone", hint=f"chown root {path}; chmod go-w {path}"
+                ) from None
         except OSError as error:
             raise StepError(
                 f"cannot make the directory {path}: {error.strerror}", hint="chrootfw verify checks the run directory"
             ) from error
     if os.listdir(job.root):
         raise StepError(
-            f"the directory {job.root} is not empty: something else is in the root's place", hint="look at it and move it away"
+            f"the directory {job.root} is not empty: something else is in the root's place",
+            hint="look at it and move it away",
         )
 
 
@@ -541,9 +542,10 @@ def pay_old_debts(job: Job) -> None:
     if job.intent is None and not job.survey().cgroups.get(job.name):
         return
     if killing.Living(job, None).has_own:
-        raise TransitionError(f"cannot start {job.name}: processes of an earlier start live", hint=f"chrootfw stop {job.name}")
+        raise TransitionError(
+            f"cannot start {job.name}: processes of an earlier start live", hint=f"chrootfw stop {job.name}"
+        )
     failures = debts.pay(job, ("pre-start",)) + debts.pay(job, ("mount",))
     if failures:
         raise debts.unpaid(job.name, failures)
     remove_cgroups(job)
-

@@ -41,9 +41,7 @@ def stop(
         raise
 
 
-def end_processes(
-    job: Job, *, force: bool, timeout: float | None, run_script: bool | None, kill_holders: bool
-) -> None:
+def end_processes(job: Job, *, force: bool, timeout: float | None, run_script: bool | None, kill_holders: bool) -> None:
     """The first half of a stop: the init script's ``stop``, then the kill strategy."""
     job.interrupts.check()
     job.note(phase="stopping")

@@ -142,14 +142,18 @@ def prove_released(job: Job, entries: Sequence[mounts.MountEntry]) -> None:
         for entry in mounts.table()
         if entry.dev in devices
     ]
-    raise _held_error(f"{job.name} is held: its mounts are gone, but the disk {', '.join(left)} is in use", [*elsewhere, *found])
+    raise _held_error(
+        f"{job.name} is held: its mounts are gone, but the disk {', '.join(left)} is in use", [*elsewhere, *found]
+    )
 
 
 def _held_error(brief: str, found: Sequence[Process]) -> HeldError:
     if not found:
         return HeldError(
             brief,
-            ["busy, holder unknown: the kernel itself may hold it (a loop device, an overlay, swap, a socket in flight)"],
+            [
+                "busy, holder unknown: the kernel itself may hold it (a loop device, an overlay, swap, a socket in flight)"
+            ],
             "look for it, then run cleanup again",
         )
     return HeldError(

@@ -75,7 +75,11 @@ def _cgroup() -> Iterator[Check]:
     raw = mounts.read_table()
     top = cgroups.hierarchy(raw)
     if top is None or not cgroups.is_writable(top):
-        state = "no cgroup v2 hierarchy is mounted" if top is None else f"the cgroup v2 hierarchy at {top} cannot be written"
+        state = (
+            "no cgroup v2 hierarchy is mounted"
+            if top is None
+            else f"the cgroup v2 hierarchy at {top} cannot be written"
+        )
         yield Check(
             "cgroup", "warning", f"{state}; own processes are found by their root directory",
             "mount cgroup2: tracking is then quicker, and a fork bomb ends at once",
@@ -90,16 +94,16 @@ def _cgroup() -> Iterator[Check]:
     if "memory" in controllers:
         yield Check("memory accounting", "ok", "by cgroup v2")
     else:
-        yield Check(
-            "memory accounting", "ok", "summed up by process: cgroup v2 has no memory controller here"
-        )
+        yield Check("memory accounting", "ok", "summed up by process: cgroup v2 has no memory controller here")
 
 
 def _loops() -> Iterator[Check]:
     if os.path.exists("/dev/loop-control"):
         yield Check("loop devices", "ok", "/dev/loop-control is there")
     else:
-        yield Check("loop devices", "warning", "/dev/loop-control is missing: image files cannot be used", "modprobe loop")
+        yield Check(
+            "loop devices", "warning", "/dev/loop-control is missing: image files cannot be used", "modprobe loop"
+        )
 
 
 def _directory(name: str, path: str, *, missing: str) -> Iterator[Check]:
@@ -143,7 +147,9 @@ def _space(run_dir: str) -> Iterator[Check]:
     space = os.statvfs(place)
     free = space.f_bavail * space.f_frsize
     if free < 1 << 20 or (space.f_files and space.f_favail < 64):
-        yield Check("space", "error", f"{place} has {free >> 10} KiB and {space.f_favail} inodes free", f"make room: df {place}")
+        yield Check(
+            "space", "error", f"{place} has {free >> 10} KiB and {space.f_favail} inodes free", f"make room: df {place}"
+        )
     else:
         yield Check("space", "ok", f"{place} has {free >> 20} MiB free")
 
@@ -153,7 +159,9 @@ def _plugins(registry: Registry) -> Iterator[Check]:
         yield Check("plugin", "error", failure.brief, failure.hint)
     third = [record for record in registry.records.values() if record.band != "default"]
     names = ", ".join(record.describe().removeprefix("plugin ") for record in third)
-    yield Check("plugins", "ok", f"{len(registry.records)} loaded" + (f", besides the defaults: {names}" if names else ""))
+    yield Check(
+        "plugins", "ok", f"{len(registry.records)} loaded" + (f", besides the defaults: {names}" if names else "")
+    )
 
 
 def _definitions(config_dir: str, registry: Registry) -> Iterator[Check]:
@@ -173,7 +181,9 @@ def _definitions(config_dir: str, registry: Registry) -> Iterator[Check]:
             continue
         disk = found[0].disk
         if disk and not os.path.exists(disk):
-            yield Check(f"definition {name}", "warning", f"its disk {disk} does not exist", "make it, or correct the definition")
+            yield Check(
+                f"definition {name}", "warning", f"its disk {disk} does not exist", "make it, or correct the definition"
+            )
         else:
             yield Check(f"definition {name}", "ok", "well formed")
 
@@ -186,16 +196,26 @@ def _instances(run_dir: str) -> Iterator[Check]:
             yield Check(f"instance {name}", "error", note)
         info = inventory.show(survey, name)
         if info.state == InstanceState.HELD:
-            yield Check(f"instance {name}", "warning", "held: an earlier stop is not finished", f"chrootfw cleanup {name}")
+            yield Check(
+                f"instance {name}", "warning", "held: an earlier stop is not finished", f"chrootfw cleanup {name}"
+            )
         elif intent and intents.is_current(intent) and intent["phase"] == "starting":
             yield Check(
-                f"instance {name}", "warning", "its start is under way, or was interrupted", f"if none is: chrootfw stop {name}"
+                f"instance {name}",
+                "warning",
+                "its start is under way, or was interrupted",
+                f"if none is: chrootfw stop {name}",
             )
         elif info.state == InstanceState.ABSENT:
-            yield Check(f"instance {name}", "warning", "absent, but something of it is left", f"chrootfw cleanup {name}")
+            yield Check(
+                f"instance {name}", "warning", "absent, but something of it is left", f"chrootfw cleanup {name}"
+            )
         elif intent is None and not notes:
             yield Check(
-                f"instance {name}", "warning", f"{info.state}, but the record of its start is lost", f"chrootfw stop {name} still works"
+                f"instance {name}",
+                "warning",
+                f"{info.state}, but the record of its start is lost",
+                f"chrootfw stop {name} still works",
             )
         else:
             yield Check(f"instance {name}", "ok", str(info.state))

@@ -92,6 +92,7 @@ class Process(_Value):
         return self.why in ("cgroup", "root")
 
     def to_dict(self) -> dict[str, object]:
+        """The JSON form."""
         return {
             "pid": self.pid,
             "command": self.command,
@@ -256,4 +257,5 @@ class Check(_Value):
         self.hint = hint
 
     def to_dict(self) -> dict[str, object]:
+        """The JSON form."""
         return {"name": self.name, "status": self.status, "detail": self.detail, "hint": self.hint}

@@ -56,9 +56,7 @@ def term_then_kill(*, grace: float, force: bool, holders: bool) -> list[Escalati
     return [kill] if force else [Escalation(signals.SIGTERM, grace, to), kill]
 
 
-def targets(
-    step: Escalation, own: Iterable[int], holders: Iterable[int], spared: Iterable[int]
-) -> list[int]:
+def targets(step: Escalation, own: Iterable[int], holders: Iterable[int], spared: Iterable[int]) -> list[int]:
     """The pids that ``step`` signals now, each once: never pid ≤ 1, never one that is ``spared``.
 
     ``own`` and ``holders`` are who lives at this moment; ``spared`` are the caller, its ancestors and other

@@ -20,7 +20,13 @@ if TYPE_CHECKING:
 #: made elsewhere pins it for some milliseconds.
 SETTLE = 1.0
 
-_CHECKERS = {"ext2": "e2fsck -n", "ext3": "e2fsck -n", "ext4": "e2fsck -n", "xfs": "xfs_repair -n", "btrfs": "btrfs check"}
+_CHECKERS = {
+    "ext2": "e2fsck -n",
+    "ext3": "e2fsck -n",
+    "ext4": "e2fsck -n",
+    "xfs": "xfs_repair -n",
+    "btrfs": "btrfs check",
+}
 
 
 class Disk:
@@ -49,7 +55,9 @@ def identify(path: str) -> Disk:
         real = os.path.realpath(path, strict=True)
     except OSError as error:
         reason = "does not exist" if error.errno == errno.ENOENT else f"cannot be looked at: {error.strerror}"
-        raise DiskError(f"the disk {path} {reason}", hint="disk is a block device, an image file or a directory") from error
+        raise DiskError(
+            f"the disk {path} {reason}", hint="disk is a block device, an image file or a directory"
+        ) from error
     for test, kind in ((stat.S_ISBLK, "block"), (stat.S_ISREG, "image"), (stat.S_ISDIR, "directory")):
         if test(status.st_mode):
             return Disk(path, real, kind, status)
@@ -64,12 +72,18 @@ def check_place(disk: Disk, run_dir: str) -> None:
         return
     top = os.stat("/")
     if disk.real == "/" or (disk.dev, disk.ino) == (top.st_dev, top.st_ino):
-        raise DiskError(f"the disk {disk.path} is the host's own root directory", hint="give the instance a directory of its own")
+        raise DiskError(
+            f"the disk {disk.path} is the host's own root directory", hint="give the instance a directory of its own"
+        )
     run = os.path.realpath(run_dir)
     if is_within(run, disk.real):
-        raise DiskError(f"the disk {disk.path} contains the run directory {run}", hint="give the instance a directory of its own")
+        raise DiskError(
+            f"the disk {disk.path} contains the run directory {run}", hint="give the instance a directory of its own"
+        )
     if is_within(disk.real, run):
-        raise DiskError(f"the disk {disk.path} lies in the run directory {run}", hint="keep disks outside the run directory")
+        raise DiskError(
+            f"the disk {disk.path} lies in the run directory {run}", hint="keep disks outside the run directory"
+        )
 
 
 def users(disk: Disk, table: Sequence[mounts.MountEntry]) -> list[str]:

@@ -58,6 +58,7 @@ class MountEntry:
 
     @property
     def read_only(self) -> bool:
+        """Whether the mount itself is read-only."""
         return b"ro" in self.options.split(b",")
 
     def __repr__(self) -> str:
@@ -106,7 +107,7 @@ def parse_line(line: bytes) -> MountEntry:
 
 
 def parse(table: bytes) -> list[MountEntry]:
-    """A whole table, in its order. Lines end with ``\\n`` alone: other bytes may be in names."""
+    """A whole table, in its order. Lines end with a newline and nothing else: names may hold any other byte."""
     return [parse_line(line) for line in table.split(b"\n") if line]
 
 

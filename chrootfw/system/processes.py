@@ -158,7 +158,9 @@ def holders(held: Held, *, spare_own: Iterable[int] = ()) -> list[Process]:
         elif copies.get(spaces[pid]):
             late.append((pid, spaces[pid]))
     for pid, space in late:
-        found[pid] = Process(pid, command(pid), user(pid), "namespace", f"mount namespace {space} has a copy of the mounts")
+        found[pid] = Process(
+            pid, command(pid), user(pid), "namespace", f"mount namespace {space} has a copy of the mounts"
+        )
     for device, backing in _loops_inside(held).items():
         found[-len(found) - 1] = Process(0, device, "root", "loop", backing)
     return list(found.values())

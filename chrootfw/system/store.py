@@ -107,7 +107,9 @@ def lock(run_dir: str, name: str, *, what: str, verb: str, seconds: float) -> Lo
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
-        raise StepError(f"cannot open the lock {path}: {error.strerror}", hint="chrootfw verify checks the run directory") from error
+        raise StepError(
+            f"cannot open the lock {path}: {error.strerror}", hint="chrootfw verify checks the run directory"
+        ) from error
     deadline = time.monotonic() + seconds
     pause = 0.001
     try:

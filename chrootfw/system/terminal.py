@@ -106,9 +106,7 @@ def _open_pair(root_fd: int) -> tuple[int, int]:
             status = os.fstat(found)
             if not stat.S_ISCHR(status.st_mode) or status.st_rdev != _PTMX_DEVICE:
                 raise OSError(errno.ENODEV, "not the pty multiplexer")
-            master = os.open(
-                f"/proc/thread-self/fd/{found}", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC
-            )
+            master = os.open(f"/proc/thread-self/fd/{found}", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
         finally:
             os.close(found)
         try:

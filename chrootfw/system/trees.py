@@ -33,8 +33,12 @@ _ATTRIBUTES = {
     "nodiratime": syscalls.MOUNT_ATTR_NODIRATIME,
 }
 #: Options that are the default, or speak to mount(8) and not to the kernel.
-_NO_EFFECT = frozenset(("defaults", "rw", "suid", "dev", "exec", "atime", "diratime", "relatime", "bind", "rbind", "loop"))
-_REFUSED = frozenset(("shared", "rshared", "slave", "rslave", "private", "rprivate", "unbindable", "runbindable", "move", "remount"))
+_NO_EFFECT = frozenset(
+    ("defaults", "rw", "suid", "dev", "exec", "atime", "diratime", "relatime", "bind", "rbind", "loop")
+)
+_REFUSED = frozenset(
+    ("shared", "rshared", "slave", "rslave", "private", "rprivate", "unbindable", "runbindable", "move", "remount")
+)
 
 
 class Detached:
@@ -69,7 +73,9 @@ def detach(point: MountPoint, source: str, options: Sequence[str]) -> Detached:
         return _new(point, source, options, point.fstype or source)
     except OSError as error:
         if error.errno == errno.ENODEV and point.fstype:
-            raise StepError(f"cannot mount {point.describe()}: this kernel has no file system {point.fstype}") from error
+            raise StepError(
+                f"cannot mount {point.describe()}: this kernel has no file system {point.fstype}"
+            ) from error
         raise StepError(f"cannot mount {point.describe()}: {_text(error)}") from error
 
 
@@ -103,9 +109,7 @@ def _bind(point: MountPoint, source: str, options: Sequence[str]) -> Detached:
         if parameters:
             raise StepError(f"cannot bind {point.describe()}: a bind mount has no option {parameters[0][0]}")
         clear = syscalls.MOUNT_ATTR_ATIME if attributes & syscalls.MOUNT_ATTR_ATIME else 0
-        syscalls.mount_setattr(
-            fd, set=attributes, clear=clear, propagation=syscalls.MS_PRIVATE, recursive=recursive
-        )
+        syscalls.mount_setattr(fd, set=attributes, clear=clear, propagation=syscalls.MS_PRIVATE, recursive=recursive)
         return Detached(point, fd, "bind", read_only=bool(attributes & syscalls.MOUNT_ATTR_RDONLY))
     except BaseException:
         os.close(fd)
@@ -118,7 +122,9 @@ def _from_disk(point: MountPoint, source: str, options: Sequence[str], kind: str
         disk_fd = os.open(source, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
     except OSError as error:
         hint = "" if read_only else "set read_only = true to use it without writing"
-        raise DiskError(f"cannot open the disk {source} for {'reading' if read_only else 'writing'}: {error.strerror}", hint=hint) from error
+        raise DiskError(
+            f"cannot open the disk {source} for {'reading' if read_only else 'writing'}: {error.strerror}", hint=hint
+        ) from error
     loop_fd = -1
     try:
         fstype = point.fstype or disks.filesystem(source, disk_fd)
@@ -222,7 +228,7 @@ def attach_parts(root: Detached, parts: Sequence[Detached], made: list[str]) -> 
     """Attach each part on its target inside ``root``; a missing target is made, and added to ``made``."""
     inside = Root(f"/proc/thread-self/fd/{root.fd}/.")
     for number, part in enumerate(parts):
-        target_fd = _target(inside, part, root, made)
+        target_fd = _target(inside, part, made)
         try:
             syscalls.move_mount(part.fd, target_fd)
         except OSError as error:
@@ -233,7 +239,7 @@ def attach_parts(root: Detached, parts: Sequence[Detached], made: list[str]) -> 
             os.close(target_fd)
 
 
-def _target(inside: Root, part: Detached, root: Detached, made: list[str]) -> int:
+def _target(inside: Root, part: Detached, made: list[str]) -> int:
     """The mount point inside, opened (O_PATH); made where it is missing."""
     target = part.point.target
     what = "directory" if part.is_directory else "file"

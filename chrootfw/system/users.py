@@ -32,9 +32,13 @@ def find(root: str, wanted: str) -> User:
     who, colon, group = wanted.partition(":")
     entry = next((f for f in _table(root, "/etc/passwd", 7) if who in (f[0], f[2])), None)
     if entry is None and not who.isdigit():
-        raise InputError(f"there is no user {who!r} in the root's own /etc/passwd", hint="give a name from there, or a number")
+        raise InputError(
+            f"there is no user {who!r} in the root's own /etc/passwd", hint="give a name from there, or a number"
+        )
     name, uid, gid, home, shell = (
-        (entry[0], int(entry[2]), int(entry[3]), entry[5], entry[6]) if entry else (who, int(who), int(who), "/", "/bin/sh")
+        (entry[0], int(entry[2]), int(entry[3]), entry[5], entry[6])
+        if entry
+        else (who, int(who), int(who), "/", "/bin/sh")
     )
     groups = [int(f[2]) for f in _table(root, "/etc/group", 4) if name in f[3].split(",")]
     if colon:

@@ -34,5 +34,7 @@ def chrootfw_mount(instance: Instance) -> list[MountPoint]:
             "/dev/pts", "devpts", "devpts", ("newinstance", "ptmxmode=0666", "mode=0620", "gid=5", "nosuid", "noexec")
         ),
         MountPoint("/dev/shm", "tmpfs", "tmpfs", ("mode=1777", "nosuid", "nodev")),
-        MountPoint("/run", "tmpfs", "tmpfs", ("mode=0755", "size=20%", "nosuid", "nodev"), nodes=(Node("lock", 0o1777),)),
+        MountPoint(
+            "/run", "tmpfs", "tmpfs", ("mode=0755", "size=20%", "nosuid", "nodev"), nodes=(Node("lock", 0o1777),)
+        ),
     ]

@@ -38,4 +38,6 @@ def chrootfw_parameters() -> list[Parameter]:
 
 @chrootfw.hookimpl
 def chrootfw_mount(instance: Instance) -> list[MountPoint]:
-    return [MountPoint(target, source, None, options) for source, target, options in map(_split, instance.params["binds"])]
+    return [
+        MountPoint(target, source, None, options) for source, target, options in map(_split, instance.params["binds"])
+    ]

@@ -14,8 +14,12 @@ def _is_time(value: float) -> str | None:
 @chrootfw.hookimpl
 def chrootfw_parameters() -> list[Parameter]:
     return [
-        Parameter("start_timeout", float, 60, _is_time, "seconds for the init script's start; then it is killed and undone"),
-        Parameter("stop_script_timeout", float, 60, _is_time, "seconds for the init script's stop; then the stop goes on"),
+        Parameter(
+            "start_timeout", float, 60, _is_time, "seconds for the init script's start; then it is killed and undone"
+        ),
+        Parameter(
+            "stop_script_timeout", float, 60, _is_time, "seconds for the init script's stop; then the stop goes on"
+        ),
     ]
 
 

@@ -63,7 +63,9 @@ def _check_script(path: str, root: Root) -> Iterator[Problem]:
     except OSError as error:
         link = _link_text(root, path)
         if link:
-            yield Problem(f"{what} is a symbolic link to {link}, which leads nowhere inside the root ({error.strerror})")
+            yield Problem(
+                f"{what} is a symbolic link to {link}, which leads nowhere inside the root ({error.strerror})"
+            )
         else:
             yield Problem(f"{what} does not exist inside the root", "make it, or set init_script (false: mount only)")
         return
@@ -146,11 +148,15 @@ def _elf_interpreter(head: bytes, order: Literal["little", "big"]) -> str:
     def number(at: int, size: int) -> int:
         return int.from_bytes(head[at : at + size], order)
 
-    table, size, count = (number(32, 8), number(54, 2), number(56, 2)) if wide else (number(28, 4), number(42, 2), number(44, 2))
+    table, size, count = (
+        (number(32, 8), number(54, 2), number(56, 2)) if wide else (number(28, 4), number(42, 2), number(44, 2))
+    )
     for index in range(count):
         at = table + index * size
         if number(at, 4) == 3:
-            offset, length = (number(at + 8, 8), number(at + 32, 8)) if wide else (number(at + 4, 4), number(at + 16, 4))
+            offset, length = (
+                (number(at + 8, 8), number(at + 32, 8)) if wide else (number(at + 4, 4), number(at + 16, 4))
+            )
             return os.fsdecode(head[offset : offset + length].rstrip(b"\0"))
     return ""
 

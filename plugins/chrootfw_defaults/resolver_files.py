@@ -60,7 +60,9 @@ def chrootfw_pre_start(instance: Instance, root: Root | None) -> list[Problem | 
             except OSError:
                 continue
             hint = f"set {name} to copy or bind"
-            answers.append(Problem(f"{path} is a symbolic link to {link}, which does not exist inside", hint, warning=True))
+            answers.append(
+                Problem(f"{path} is a symbolic link to {link}, which does not exist inside", hint, warning=True)
+            )
     return answers
 
 

@@ -21,7 +21,9 @@ def _is_policy(value: str) -> str | None:
 def chrootfw_parameters() -> list[Parameter]:
     return [
         Parameter("grace", float, 10, _is_grace, "seconds between TERM and KILL; stop --timeout overrides it"),
-        Parameter("holders", str, "name", _is_policy, "outside processes that use the mounts: name them, or kill them too"),
+        Parameter(
+            "holders", str, "name", _is_policy, "outside processes that use the mounts: name them, or kill them too"
+        ),
     ]
 
 
