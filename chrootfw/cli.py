@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"chrootfw {chrootfw.__version__}")
         return DONE
     options = _parser().parse_args(arguments)
+    os.chdir("/")  # a caller who stands inside an instance must not make its mounts busy twice
     run: Callable[[argparse.Namespace], int] = options.run
     try:
         status = run(options)

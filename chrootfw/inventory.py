@@ -226,10 +226,16 @@ def all_processes(run_dir: str, config_dir: str, name: str) -> list[Process]:
 
 
 def find_holders(
-    entries: Sequence[mounts.MountEntry], root: str, intent: dict[str, Any] | None, own: Iterable[int]
+    entries: Sequence[mounts.MountEntry],
+    root: str,
+    intent: dict[str, Any] | None,
+    own: Iterable[int],
+    only: Iterable[int] | None = None,
 ) -> list[Process]:
     """Who else uses the instance's mounts or device (``processes.holders``)."""
-    return processes.holders(processes.Held(entries, root, exclusive_devices(entries, intent)), spare_own=own)
+    return processes.holders(
+        processes.Held(entries, root, exclusive_devices(entries, intent)), spare_own=own, only=only
+    )
 
 
 def exclusive_devices(entries: Sequence[mounts.MountEntry], intent: dict[str, Any] | None) -> set[int]:

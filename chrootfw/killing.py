@@ -20,10 +20,14 @@ from chrootfw.views import Process
 _WATCHED_MAX = 512
 
 
+#: Finds outside holders, all of them or among some pids.
+FindHolders = Callable[[Iterable[int] | None], list[Process]]
+
+
 class Living:
     """Who lives now: asked again before each signal."""
 
-    def __init__(self, job: Job, holders: Callable[[], list[Process]] | None) -> None:
+    def __init__(self, job: Job, holders: FindHolders | None) -> None:
         self.job = job
         self.look_for_holders = holders
         self.spared = processes.self_and_ancestors()
@@ -42,7 +46,7 @@ class Living:
         self.holders: list[int] = []
         if self.look_for_holders:
             never = self._of_others() | set(self.own)
-            self.holders = [p.pid for p in self.look_for_holders() if p.pid > 1 and p.pid not in never]
+            self.holders = [p.pid for p in self.look_for_holders(None) if p.pid > 1 and p.pid not in never]
 
     def _of_others(self) -> frozenset[int]:
         """The processes of all other instances, of this and of other run directories, in cgroups or by root."""
@@ -69,12 +73,12 @@ class Living:
         if path and any(path == mine or path.startswith(mine + "/") for mine in self.cgroups):
             return True
         ids = {entry.id for entry in self.survey.mounts(self.job.name)}
-        return processes.is_rooted(pid, ids) or pid in self.holders
+        if processes.is_rooted(pid, ids):
+            return True
+        return pid in self.holders and self.look_for_holders is not None and bool(self.look_for_holders([pid]))
 
 
-def carry_out(
-    job: Job, plugin: str, escalations: Sequence[Escalation], holders: Callable[[], list[Process]] | None
-) -> None:
+def carry_out(job: Job, plugin: str, escalations: Sequence[Escalation], holders: FindHolders | None) -> None:
     """Signal and wait, escalation by escalation, until no own process lives.
 
     ``holders`` finds the outside holders where they may be signalled. Raises ``SurvivorError`` when an own process is

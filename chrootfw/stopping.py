@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from chrootfw import inventory, killing, starting, unmounting
 from chrootfw.errors import ChrootfwError, Interrupted, ScriptError
@@ -50,8 +50,8 @@ def end_processes(job: Job, *, force: bool, timeout: float | None, run_script: b
     job.interrupts.check()
     kill_holders = kill_holders or job.instance.params.get("holders") == "kill"
 
-    def holders() -> list[Process]:
-        return outside_holders(job)
+    def holders(only: Iterable[int] | None) -> list[Process]:
+        return outside_holders(job, only)
 
     def kill() -> None:
         living = killing.Living(job, holders if kill_holders else None)
@@ -67,12 +67,12 @@ def end_processes(job: Job, *, force: bool, timeout: float | None, run_script: b
     job.stages.around(job.instance, "kill", kill, lenient=True)
 
 
-def outside_holders(job: Job) -> list[Process]:
-    """Who uses the instance's mounts or devices without being its own; never the caller."""
+def outside_holders(job: Job, only: Iterable[int] | None = None) -> list[Process]:
+    """Who uses the instance's mounts or devices without being its own, among ``only``; never the caller."""
     survey = job.survey()
     own = set(survey.own(job.name))
     spared = processes.self_and_ancestors()
-    found = inventory.find_holders(survey.mounts(job.name), job.root, job.intent, own)
+    found = inventory.find_holders(survey.mounts(job.name), job.root, job.intent, own, only)
     return [p for p in found if not p.own and p.pid not in own and p.pid not in spared]
 
 

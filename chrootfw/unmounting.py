@@ -125,7 +125,7 @@ def root_mounts(job: Job, entries: Sequence[mounts.MountEntry]) -> list[mounts.M
 
 def held(job: Job, entries: Sequence[mounts.MountEntry], busy: Sequence[mounts.MountEntry]) -> HeldError:
     """The error for mounts that are in use, with everyone who uses them."""
-    found = [p for p in inventory.find_holders(entries, job.root, job.intent, ()) if p.pid != os.getpid()]
+    found = inventory.find_holders(entries, job.root, job.intent, ())
     targets = ", ".join(os.fsdecode(entry.mount_point) for entry in busy)
     return _held_error(f"{job.name} is held: {targets} is busy", found)
 

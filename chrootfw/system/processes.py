@@ -128,12 +128,12 @@ class Held:
         self.devices = frozenset(devices)
 
 
-def holders(held: Held, *, spare_own: Iterable[int] = ()) -> list[Process]:
+def holders(held: Held, *, spare_own: Iterable[int] = (), only: Iterable[int] | None = None) -> list[Process]:
     """Every process that uses the instance's mounts or devices, each once, with the first reason found.
 
     Looks at the root, working directory, executable and files of each thread, mappings, unix sockets bound inside, loop
     devices over files inside, and copies of the mounts in other mount namespaces. ``spare_own``: pids known as the
-    instance's own. What holds without a process cannot be seen here: only the unmount and the device know.
+    instance's own; ``only``: look at these pids alone. What holds without a process cannot be seen here: only the unmount and the device know.
     """
     ids = set(held.ids)
     own = set(spare_own)
@@ -142,7 +142,7 @@ def holders(held: Held, *, spare_own: Iterable[int] = ()) -> list[Process]:
     here = _namespace("thread-self")
     copies: dict[int, bool] = {here: False}
     late: list[tuple[int, int]] = []
-    pids = all_pids()
+    pids = all_pids() if only is None else list(only)
     spaces = {pid: _namespace(pid) for pid in pids}
     for pid, space in spaces.items():
         if space and space not in copies:

@@ -224,7 +224,7 @@ def mount_namespace(pid: int | str = "thread-self") -> int:
 
 def dump(value: Any) -> bytes:
     """JSON as it is kept in the run directory."""
-    return json.dumps(value, indent=1, ensure_ascii=True).encode() + b"\n"
+    return json.dumps(value, indent=1, ensure_ascii=True, default=str).encode() + b"\n"
 
 
 def load(path: str) -> Any | None:

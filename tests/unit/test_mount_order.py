@@ -70,6 +70,11 @@ def test_deepest_first_takes_a_stack_from_its_top():
     assert deepest_first([mount("/", 1), lower, upper]) == [upper, lower, mount("/", 1)]
 
 
+def test_deepest_first_of_one_generation_takes_the_deeper_target():
+    root, deep, shallow = mount("/", 1), mount("/a/b", 2, 1), mount("/c", 3, 1)
+    assert deepest_first([root, deep, shallow]) == [deep, shallow, root]
+
+
 def test_deepest_first_of_equals_takes_the_newest():
     root, first, second = mount("/", 1), mount("/b", 9, 1), mount("/a", 4, 1)
     assert deepest_first([root, first, second]) == [second, first, root]

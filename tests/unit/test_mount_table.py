@@ -101,6 +101,8 @@ def test_propagation(optional, word):
     ("path", "id"), [(b"/x", 1), (b"/r", 2), (b"/r/web1", 4), (b"/r/web1/a", 4), (b"/r/web10", 2), (b"relative", None)]
 )
 def test_containing_takes_the_longest_and_of_a_stack_the_top(path, id):
-    table = [mounts.parse_line(line(n, target)) for n, target in ((1, b"/"), (2, b"/r"), (3, b"/r/web1"), (4, b"/r/web1"))]
+    table = [
+        mounts.parse_line(line(n, target)) for n, target in ((1, b"/"), (2, b"/r"), (3, b"/r/web1"), (4, b"/r/web1"))
+    ]
     found = mounts.containing(path, table)
     assert (found.id if found else None) == id

@@ -137,7 +137,9 @@ def test_in_a_start_a_bad_answer_is_fatal_and_blamed(bad, words):
 
 @bad_answers
 def test_in_a_stop_a_bad_answer_is_told_and_the_next_is_asked(bad, words):
-    asked = Asked(plugin("Default", init_script=START), plugin("Bad", init_script=bad), plugin("Silent", init_script=None))
+    asked = Asked(
+        plugin("Default", init_script=START), plugin("Bad", init_script=bad), plugin("Silent", init_script=None)
+    )
     assert asked.stages.init_script(WEB1, "stop", lenient=True) == ("Default", START)
     (event,) = asked.told
     assert (event.what, event.instance, event.plugin) == ("blame", "web1", "Bad")
@@ -190,7 +192,9 @@ def test_who_calls_another_plugin_wrongly_is_to_blame():
 # The other decide hooks: their own checks.
 
 
-@pytest.mark.parametrize(("entry", "words"), [("chroot", "expected an Entry"), (Entry("nspawn"), "'nspawn' is not known")])
+@pytest.mark.parametrize(
+    ("entry", "words"), [("chroot", "expected an Entry"), (Entry("nspawn"), "'nspawn' is not known")]
+)
 def test_enter(entry, words):
     assert Asked(plugin("A", enter=Entry(user="www"))).stages.enter(WEB1, START) == ("A", Entry(user="www"))
     with pytest.raises(PluginError, match=words):
@@ -395,7 +399,9 @@ def test_a_parameter_declared_twice_is_refused():
         ("B", level),
     ]
     with pytest.raises(PluginError) as caught:
-        Asked(plugin("A", parameters=[size]), plugin("B", parameters=[attrs.evolve(size, default=2)])).stages.parameters()
+        Asked(
+            plugin("A", parameters=[size]), plugin("B", parameters=[attrs.evolve(size, default=2)])
+        ).stages.parameters()
     assert caught.value.plugin == "B"
     assert "declares the parameter 'size', which plugin A" in caught.value.brief
 
@@ -515,7 +521,9 @@ def test_a_wrapper_that_swallows_anothers_failure_runs_no_body_twice():
 
 
 def test_a_stage_that_was_kept_from_running_is_an_error_or_runs():
-    asked = Asked(plugin("Bad", around_stage=wrapper(raises_before)), plugin("Swallows", around_stage=wrapper(swallows)))
+    asked = Asked(
+        plugin("Bad", around_stage=wrapper(raises_before)), plugin("Swallows", around_stage=wrapper(swallows))
+    )
     with pytest.raises(PluginError, match="kept stage kill of web1 from running"):
         around(asked, lambda: 42)
     assert around(asked, lambda: 42, lenient=True) == 42

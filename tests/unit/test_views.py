@@ -63,8 +63,7 @@ def test_looked_for_and_nobody_found_is_an_empty_list():
 
 @pytest.mark.parametrize(
     ("why", "own"),
-    [("cgroup", True), ("root", True)]
-    + [(why, False) for why in ("cwd", "fd", "map", "socket", "loop", "namespace")],
+    [("cgroup", True), ("root", True)] + [(why, False) for why in ("cwd", "fd", "map", "socket", "loop", "namespace")],
 )
 def test_who_is_own(why, own):
     assert Process(12, "nginx", "root", why).own is own
