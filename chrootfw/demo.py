@@ -37,67 +37,6 @@ _PAUSE = 0.5
 _IMAGE_BYTES = 32 << 20
 _TOOL_SECONDS = 30.0
 
-_INIT = """\
-#!/bin/sh
-# chrootfw calls its init script with start, and with stop.
-case $1 in
-start)
-    /srv/web         # a web server on a free port of 127.0.0.1
-    /srv/worker      # ends when it is asked to
-    /srv/stubborn    # ignores TERM
-    ;;
-stop)
-    echo "the script has nothing to stop: chrootfw will"
-    ;;
-esac
-"""
-
-# Each daemon returns to the init script when it is ready, and goes on in the background: nothing has to be waited for.
-_WEB = """\
-#!/srv/python -IS
-import os, socket
-server = socket.create_server(("127.0.0.1", 0))
-with open("/run/web.port", "w") as file:
-    print(server.getsockname()[1], file=file)
-if os.fork():
-    os._exit(0)
-while True:
-    client, _ = server.accept()
-    try:
-        client.recv(4096)
-        with open("/srv/page") as file:
-            page = file.read() % (os.getpid(), "  ".join(sorted(os.listdir("/"))))
-        client.sendall(b"HTTP/1.0 200 OK\\r\\nContent-Type: text/plain\\r\\n\\r\\n" + page.encode())
-    except OSError:
-        pass
-    client.close()
-"""
-_DAEMON = "#!/srv/python -IS\nimport os, signal\n{}if os.fork():\n    os._exit(0)\nwhile True:\n    signal.pause()\n"
-_PAGE = "Hello! I am pid %d, and this page lives in an ext4 image.\nMy / holds  %s\n"
-_FILES = {
-    "etc/chrootfw/init": _INIT,
-    "etc/group": "root:x:0:\n",
-    "etc/hosts": "127.0.0.1 localhost\n::1 localhost\n",
-    "etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
-    "etc/passwd": "root:x:0:0:root:/root:/bin/sh\n",
-    "srv/page": _PAGE,
-    "srv/stubborn": _DAEMON.format("signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"),
-    "srv/web": _WEB,
-    "srv/worker": _DAEMON.format(""),
-}
-_DIRECTORIES = ("dev", "proc", "root", "run", "sys", "tmp", "var")
-
-# What the web server needs is what a bare interpreter says that it has: its prefixes, and the libraries that it maps.
-_PROBE = """
-import os, socket, sys
-print(os.path.realpath(sys.executable), sys.base_prefix, sys.base_exec_prefix, sep="\\n")
-for line in open("/proc/self/maps"):
-    fields = line.rstrip("\\n").split(None, 5)
-    if len(fields) == 6 and "x" in fields[1]:
-        print(fields[5])
-"""
-
-
 def main() -> int:
     """The demo; 0, or 1 when something is left. Raises ``ChrootfwError`` after cleaning up."""
     if os.geteuid() != 0:
@@ -412,67 +351,6 @@ def _make_base() -> str:
             os.rmdir(base)
             refusal = error
     raise refusal
-
-
-def _make_rootfs(rootfs: str, interrupts: Interrupts) -> list[str]:
-    """The contents of the image; the directories to borrow from the host."""
-    said = _tool(getattr(sys, "_base_executable", None) or sys.executable, "-ISc", _PROBE, interrupts=interrupts)
-    python, prefix, exec_prefix, *libraries = said.splitlines()
-    wanted = ["/usr", os.path.dirname(python), os.path.realpath(prefix), os.path.realpath(exec_prefix)]
-    wanted += [os.path.dirname(os.path.realpath(file)) for file in libraries if os.path.isfile(file)]
-    for path in (f"{rootfs}/srv", f"{rootfs}/etc/chrootfw", *(f"{rootfs}/{name}" for name in _DIRECTORIES)):
-        os.makedirs(path)
-    for name in sorted(os.listdir("/")):
-        if name in ("bin", "sbin") or name.startswith("lib"):
-            if os.path.islink(f"/{name}"):
-                os.symlink(os.readlink(f"/{name}"), f"{rootfs}/{name}")
-            else:
-                wanted.append(f"/{name}")
-    trees: list[str] = []
-    for directory in wanted:
-        trees += _missing(directory, trees)
-    for tree in trees:
-        os.makedirs(rootfs + tree, exist_ok=True)
-    os.symlink(python, f"{rootfs}/srv/python")
-    for file in glob.glob("/etc/ld.so.*") + glob.glob("/etc/ld-musl-*"):
-        (shutil.copytree if os.path.isdir(file) else shutil.copy)(file, rootfs + file)
-    for name, text in _FILES.items():
-        if name == "etc/chrootfw/init" and (path := os.environ.get("LD_LIBRARY_PATH")):
-            text = text.replace("case", f"export LD_LIBRARY_PATH={shlex.quote(path)}\ncase", 1)
-        with open(f"{rootfs}/{name}", "x") as output:
-            output.write(text)
-        os.chmod(f"{rootfs}/{name}", 0o755 if text.startswith("#!") else 0o644)
-    os.chmod(rootfs, 0o755)
-    return trees
-
-
-def _missing(directory: str, trees: Sequence[str]) -> list[str]:
-    """What to bind, beside ``trees``, so that ``directory`` is seen: itself, or the mounts below a tree that lead to it."""
-    above = max((tree for tree in trees if is_within(directory, tree)), key=len, default="")
-    if not above:
-        return [directory] if os.path.isdir(directory) and directory != "/" else []
-    parts = directory[len(above) :].split("/")[1:]
-    ways = [above + "".join(f"/{part}" for part in parts[: number + 1]) for number in range(len(parts))]
-    return [way for way in ways if syscalls.statx(way).mnt_id != syscalls.statx(os.path.dirname(way)).mnt_id]
-
-
-def _tool(*command: str, interrupts: Interrupts) -> str:
-    """Run a program of the host; what it says. Apart from the terminal's signals: an interrupt is our own to notice."""
-    path = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
-    program = shutil.which(command[0], path=path)
-    if program is None:
-        raise ChrootfwError(f"the demo needs {command[0]}, which is not installed", hint="apt-get install e2fsprogs")
-    try:
-        done = subprocess.run(
-            [program, *command[1:]], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, errors="replace", timeout=_TOOL_SECONDS, process_group=0, check=False,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise ChrootfwError(f"{command[0]} cannot be run: {error}") from error
-    interrupts.check()
-    if done.returncode != 0:
-        raise ChrootfwError(f"{command[0]} exited with status {done.returncode}", done.stdout.splitlines())
-    return done.stdout
 
 
 def _cgroups_in(home: str) -> list[str]:

@@ -194,6 +194,23 @@ def filesystem(path: str, fd: int) -> str:
     raise DiskError(f"the disk {path} holds no known file system", hint="make one with mkfs, or set fstype")
 
 
+def size_recorded(fd: int, fstype: str) -> int:
+    """How large the file system on the open disk says it is, in bytes; 0 where its superblock is not known here.
+
+    A mount of a truncated image says no more than EINVAL.
+    """
+    number = int.from_bytes
+    if fstype.startswith("ext"):
+        head = os.pread(fd, 32, 1024)
+        return number(head[4:8], "little") << (10 + number(head[24:28], "little"))
+    if fstype == "xfs":
+        head = os.pread(fd, 16, 0)
+        return number(head[4:8], "big") * number(head[8:16], "big")
+    if fstype == "btrfs":
+        return number(os.pread(fd, 8, 0x10070), "little")
+    return 0
+
+
 def _value(lib: ctypes.CDLL, probe: ctypes.c_void_p, name: bytes) -> str:
     data, length = ctypes.c_char_p(), ctypes.c_size_t()
     if lib.blkid_probe_lookup_value(probe, name, ctypes.byref(data), ctypes.byref(length)) != 0:

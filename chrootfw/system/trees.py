@@ -140,6 +140,12 @@ def _from_disk(point: MountPoint, source: str, options: Sequence[str], kind: str
         except OSError as error:
             if error.errno == errno.EROFS and not read_only:
                 raise DiskError(f"the disk {source} is read-only", hint="set read_only = true") from error
+            here, wanted = os.lseek(disk_fd, 0, os.SEEK_END), disks.size_recorded(disk_fd, fstype)
+            if here < wanted:
+                raise DiskError(
+                    f"the disk {source} is truncated: its {fstype} has {wanted >> 20} MiB, of which {here >> 20} MiB are there",
+                    hint="copy it again, or restore it from a backup",
+                ) from error
             raise DiskError(
                 f"cannot mount the disk {source} as {fstype}: {error.strerror}",
                 hint=f"it may be damaged or truncated: dmesg may say more; {disks.checker(fstype, source)} checks it",

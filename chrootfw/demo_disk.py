@@ -1,0 +1,175 @@
+"""The disk of ``chrootfw demo``: an ext4 image with an init script and three daemons; programs come from the host."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from chrootfw.errors import ChrootfwError
+from chrootfw.interrupts import Interrupts
+from chrootfw.planning.paths import is_within
+from chrootfw.system import syscalls
+
+IMAGE_BYTES = 32 << 20
+_TOOL_SECONDS = 30.0
+
+_INIT_PATH = "etc/chrootfw/init"
+INIT = """\
+#!/bin/sh
+# chrootfw calls its init script with start, and with stop.
+case $1 in
+start)
+    /srv/web         # a web server on a free port of 127.0.0.1
+    /srv/worker      # ends when it is asked to
+    /srv/stubborn    # ignores TERM
+    ;;
+stop)
+    ;;               # whoever still runs gets TERM, then KILL
+esac
+"""
+
+# Each daemon returns to the init script when it is ready, and goes on in the background: nothing has to be waited for.
+_DAEMON = """\
+#!/srv/python -IS
+import os, signal
+{}if os.fork():
+    os._exit(0)
+while True:
+    signal.pause()
+"""
+_WEB = """\
+#!/srv/python -IS
+import os, socket
+server = socket.create_server(("127.0.0.1", 0))
+with open("/run/web.port", "w") as file:
+    print(server.getsockname()[1], file=file)
+if os.fork():
+    os._exit(0)
+while True:
+    client, _ = server.accept()
+    try:
+        client.recv(4096)
+        with open("/srv/page") as file:
+            page = file.read() % (os.getpid(), "  ".join(sorted(os.listdir("/"))))
+        client.sendall(b"HTTP/1.0 200 OK\\r\\nContent-Type: text/plain\\r\\n\\r\\n" + page.encode())
+    except OSError:
+        pass
+    client.close()
+"""
+_FILES = {
+    _INIT_PATH: INIT,
+    "etc/group": "root:x:0:\n",
+    "etc/hosts": "127.0.0.1 localhost\n::1 localhost\n",
+    "etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
+    "etc/passwd": "root:x:0:0:root:/root:/bin/sh\n",
+    "srv/page": "Hello! I am pid %d, and this page lives in an ext4 image.\nMy / holds  %s\n",
+    "srv/stubborn": _DAEMON.format("signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"),
+    "srv/web": _WEB,
+    "srv/worker": _DAEMON.format(""),
+}
+_DIRECTORIES = ("dev", "etc/chrootfw", "proc", "root", "run", "srv", "sys", "tmp", "var")
+
+#: What the daemons need is what a bare interpreter has: itself, its prefixes, the libraries that it maps.
+_PROBE = """
+import os, socket, sys
+print(os.path.realpath(sys.executable), sys.base_prefix, sys.base_exec_prefix, sep="\\n")
+for line in open("/proc/self/maps"):
+    fields = line.rstrip("\\n").split(None, 5)
+    if len(fields) == 6 and "x" in fields[1]:
+        print(fields[5])
+"""
+
+
+def make(disk: str, rootfs: str, interrupts: Interrupts) -> list[str]:
+    """Make the directory ``rootfs``, and of it the image ``disk``. Returns the ``binds`` that it needs to run.
+
+    Raises ``ChrootfwError``, ``Interrupted``.
+    """
+    python, trees = _borrowed(interrupts)
+    for path in (*_DIRECTORIES, *(tree[1:] for tree in trees)):
+        os.makedirs(f"{rootfs}/{path}", exist_ok=True)
+    for name in filter(_holds_programs, os.listdir("/")):
+        if os.path.islink(f"/{name}"):
+            os.symlink(os.readlink(f"/{name}"), f"{rootfs}/{name}")
+    os.symlink(python, f"{rootfs}/srv/python")  # a first line may hold no long path
+    for file in glob.glob("/etc/ld.so.*") + glob.glob("/etc/ld-musl-*"):
+        (shutil.copytree if os.path.isdir(file) else shutil.copy)(file, rootfs + file)
+    for name, text in _FILES.items():
+        _write(f"{rootfs}/{name}", text)
+    if libraries := os.environ.get("LD_LIBRARY_PATH"):  # else the interpreter would not start inside
+        _write(f"{rootfs}/{_INIT_PATH}", INIT.replace("case", f"export LD_LIBRARY_PATH={shlex.quote(libraries)}\ncase", 1))
+    os.chmod(rootfs, 0o755)
+    with open(disk, "xb") as image:
+        image.truncate(IMAGE_BYTES)
+    _run("mkfs.ext4", "-q", "-F", "-d", rootfs, disk, interrupts=interrupts)
+    return [f"{tree}:{tree}:ro" for tree in trees]
+
+
+def check(disk: str, interrupts: Interrupts) -> str:
+    """What e2fsck says of a clean image. Raises ``ChrootfwError`` when it is not clean."""
+    return _run("e2fsck", "-f", "-n", disk, interrupts=interrupts).rpartition(f"{disk}: ")[2].strip()
+
+
+def _borrowed(interrupts: Interrupts) -> tuple[str, list[str]]:
+    """The interpreter, and the directories of the host that it and the host's programs need."""
+    said = _run(getattr(sys, "_base_executable", None) or sys.executable, "-ISc", _PROBE, interrupts=interrupts)
+    python, *prefixes = said.splitlines()[:3]
+    wanted = ["/usr", *map(os.path.realpath, prefixes), os.path.dirname(python)]
+    wanted += [os.path.dirname(os.path.realpath(file)) for file in said.splitlines()[3:] if os.path.isfile(file)]
+    wanted += [f"/{name}" for name in filter(_holds_programs, os.listdir("/")) if not os.path.islink(f"/{name}")]
+    trees: list[str] = []
+    for directory in wanted:
+        trees += _missing(directory, trees)
+    return python, trees
+
+
+def _holds_programs(name: str) -> bool:
+    """Whether a name in ``/`` is a link to, or a directory of, programs and libraries."""
+    return re.fullmatch(r"bin|sbin|lib\w*", name) is not None
+
+
+def _missing(directory: str, trees: Sequence[str]) -> list[str]:
+    """What to bind beside ``trees`` to see ``directory``: itself, or the mounts on the way from a tree to it."""
+    above = max((tree for tree in trees if is_within(directory, tree)), key=len, default="")
+    if not above:
+        return [directory] if os.path.isdir(directory) and directory != "/" else []
+    parts = directory[len(above) :].split("/")[1:]
+    ways = ["/".join([above, *parts[:number]]) for number in range(1, len(parts) + 1)]
+    return [way for way in ways if syscalls.statx(way).mnt_id != syscalls.statx(os.path.dirname(way)).mnt_id]
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w") as file:
+        file.write(text)
+    os.chmod(path, 0o755 if text.startswith("#!") else 0o644)
+
+
+def _run(program: str, *arguments: str, interrupts: Interrupts) -> str:
+    """Run a program of the host; what it says. It is apart from the terminal's signals, which are ours to notice."""
+    path = shutil.which(program, path=os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin")
+    if path is None:
+        raise ChrootfwError(f"the demo needs {program}, which is not installed", hint="apt-get install e2fsprogs")
+    try:
+        done = subprocess.run(
+            [path, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="surrogateescape",
+            timeout=_TOOL_SECONDS,
+            process_group=0,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ChrootfwError(f"{program} cannot be run: {error}") from error
+    interrupts.check()
+    if done.returncode != 0:
+        raise ChrootfwError(f"{program} exited with status {done.returncode}", done.stdout.splitlines())
+    return done.stdout
