@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from chrootfw.interrupts import Interrupts
     from chrootfw.model import Event, Instance
     from chrootfw.runtime import Runtime
+    from chrootfw.views import InstanceInfo
 
 DONE, FAILED, USAGE, NOT_FOUND, HELD = 0, 1, 2, 3, 4
 #: What exec and shell answer when chrootfw itself fails, and as env(1) and chroot(1) do for the command.
@@ -100,7 +101,7 @@ def _start(options: argparse.Namespace) -> int:
     runtime, _ = _runtime(options)
     with _signals(runtime.interrupts):
         info = runtime.start(_instance(options, runtime))
-    _say(f"{info.name} is {info.state}" + (f": {info.processes} processes" if info.processes else ""), options)
+    _say(f"{info.name} is {info.state}" + _count(info), info, options)
     return DONE
 
 
@@ -116,7 +117,7 @@ def _stop(options: argparse.Namespace) -> int:
             kill_holders=options.kill_holders,
         )
     words = {"absent": "stopped" if progress.steps else "already stopped", "mounted": "stopped, and still mounted"}
-    _say(f"{options.name} is {words.get(info.state.value, info.state.value)}", options)
+    _say(f"{options.name} is {words.get(info.state.value, info.state.value)}", info, options)
     return DONE
 
 
@@ -124,15 +125,15 @@ def _reboot(options: argparse.Namespace) -> int:
     runtime, _ = _runtime(options)
     with _signals(runtime.interrupts), _remains(runtime, options):
         info = runtime.reboot(options.name)
-    _say(f"{info.name} is {info.state} again" + (f": {info.processes} processes" if info.processes else ""), options)
+    _say(f"{info.name} is {info.state} again" + _count(info), info, options)
     return DONE
 
 
 def _cleanup(options: argparse.Namespace) -> int:
     runtime, progress = _runtime(options)
     with _signals(runtime.interrupts), _remains(runtime, options):
-        runtime.cleanup(options.name)
-    _say(f"{options.name} is {'cleaned up' if progress.steps else 'already clean'}", options)
+        info = runtime.cleanup(options.name)
+    _say(f"{options.name} is {'cleaned up' if progress.steps else 'already clean'}", info, options)
     return DONE
 
 
@@ -361,9 +362,16 @@ def _need_root(verb: str) -> None:
         raise PrivilegeError(f"only root can {verb}", hint="run it with sudo, or as root")
 
 
-def _say(text: str, options: argparse.Namespace) -> None:
-    if not options.json:
+def _say(text: str, info: InstanceInfo, options: argparse.Namespace) -> None:
+    if options.json:
+        _print_json({"instances": [info.to_dict()]})
+    else:
         print(text)
+
+
+def _count(info: InstanceInfo) -> str:
+    """How many processes it has, for the end of a sentence."""
+    return f": {info.processes} process{'es' if info.processes != 1 else ''}" if info.processes else ""
 
 
 class _Progress:
@@ -432,7 +440,7 @@ class _remains:
         info = self.runtime.info(self.options.name)
         error.details = (
             *error.details,
-            f"{info.name} is {info.state}: {info.processes} processes and {len(info.mounts or ())} mounts remain",
+            f"{info.name} is {info.state}{_count(info)}; {len(info.mounts or ())} mounts remain",
         )
         error.hint = f"chrootfw {self.options.verb} {info.name} goes on where this one ended"
 

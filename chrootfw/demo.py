@@ -6,36 +6,35 @@ instances are not touched. What the proof says comes from the kernel, not from c
 
 from __future__ import annotations
 
-import glob
 import os
 import re
 import select
-import shlex
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from http.client import HTTPConnection, HTTPException
 
-from chrootfw import display
-from chrootfw.errors import ChrootfwError, Interrupted, PrivilegeError, TrustError
+from chrootfw import demo_files, display
+from chrootfw.errors import ChrootfwError, Interrupted, PrivilegeError
 from chrootfw.interrupts import Interrupts
 from chrootfw.model import Event, Instance
 from chrootfw.planning.paths import is_within
 from chrootfw.runtime import Runtime
-from chrootfw.system import cgroups, loops, mounts, processes, store, syscalls
+from chrootfw.system import cgroups, loops, mounts, processes
 
 NAME = "demo"
-_WIDTH = 100
 _GRACE = 1.0
 #: Seconds between two acts, for the eye; on a terminal only.
 _PAUSE = 0.5
-_IMAGE_BYTES = 32 << 20
-_TOOL_SECONDS = 30.0
+#: Seconds within which the page must come.
+_PATIENCE = 10.0
+_WIDTH = 100
+_COLOUR = "\033\\[[0-9]+m"
+
 
 def main() -> int:
     """The demo; 0, or 1 when something is left. Raises ``ChrootfwError`` after cleaning up."""
@@ -43,7 +42,7 @@ def main() -> int:
         raise PrivilegeError("the demo needs root, to mount a file system and run daemons in it: sudo chrootfw demo")
     interrupts = Interrupts()
     with _signals(interrupts):
-        life = _Life(interrupts, _make_base())
+        life = _Life(interrupts, demo_files.make_directory())
         try:
             return life.run()
         except BaseException as error:
@@ -58,80 +57,73 @@ class _Life:
     """The acts, in their order. ``base`` is the demo's own directory: shown as ``$D``, gone at the end."""
 
     def __init__(self, interrupts: Interrupts, base: str) -> None:
-        self.base = base
-        self.disk = f"{base}/disk.img"
         self.began = time.monotonic()
+        self.base = base
         self.interrupts = interrupts
         self.screen = _Screen(interrupts, base)
+        self.witness = _Witness(base)
+        self.instance = Instance(NAME, f"{base}/disk.img")
+        run_dir, config_dir = f"{base}/run", f"{base}/etc"
         self.runtime = Runtime(
-            run_dir=f"{base}/run", config_dir=f"{base}/etc", on_event=self.screen.event, interrupts=interrupts
+            run_dir=run_dir, config_dir=config_dir, on_event=self.screen.event, interrupts=interrupts
         )
-        self.instance = Instance(NAME, self.disk)
-        self.witness = _Witness(base, self.disk)
 
     def run(self) -> int:
         """All acts; 0, or 1 when something is left."""
-        print_title = self.screen.act
-        print_title("A disk: an ext4 image with a small root file system")
-        self.make_disk()
-        print_title("Start: mount, check, run the init script")
-        self.start()
-        print_title("A page, served from inside")
-        self.fetch()
-        print_title("How it looks from outside")
-        self.look()
-        print_title("What a stop would do")
-        self.screen.command(f"chrootfw plan stop {NAME}")
-        self.screen.show(self.runtime.plan("stop", NAME).describe())
-        print_title("Stop: TERM, a second of grace, KILL, unmount")
-        self.stop()
-        print_title("Proof: nothing is left")
+        acts = {
+            "A disk: an ext4 image with a small root file system": self.make_disk,
+            "Start: mount, check, run the init script": self.start,
+            "A page, served from inside": self.fetch,
+            "How it looks from outside": self.look,
+            "What a stop would do": self.plan,
+            "Stop: TERM, a second of grace, KILL, unmount": self.stop,
+        }
+        for title, act in acts.items():
+            self.screen.act(title)
+            act()
+        self.screen.act("Proof: is anything left?")
         return self.prove()
 
     def make_disk(self) -> None:
-        """The image and its contents."""
-        self.screen.command(f"D={self.base}", is_path=True)
-        self.screen.command(
-            "export CHROOTFW_RUN_DIR=$D/run CHROOTFW_CONFIG_DIR=$D/etc   # apart from your own instances"
-        )
-        self.screen.command("truncate --size=32M $D/disk.img; mkfs.ext4 -q -d $D/rootfs $D/disk.img")
-        os.mkdir(f"{self.base}/run", 0o755)
-        os.mkdir(f"{self.base}/etc", 0o755)
-        binds = _make_rootfs(f"{self.base}/rootfs", self.interrupts)
-        with open(self.disk, "xb") as file:
-            file.truncate(_IMAGE_BYTES)
-        _tool("mkfs.ext4", "-q", "-F", "-d", f"{self.base}/rootfs", self.disk, interrupts=self.interrupts)
-        params = {"binds": [f"{tree}:{tree}:ro" for tree in binds], "grace": _GRACE}
-        self.instance = Instance(NAME, self.disk, params=params)
-        self.witness.know_disk()
-        used = display.size(os.stat(self.disk).st_blocks * 512)
-        self.screen.show(
-            f"32 MiB, {used} of them in use: programs come from the host, read-only. Its /etc/chrootfw/init:\n"
-            + self.screen.paint(_INIT.rstrip(), "cyan")
-        )
+        """The image, and what must run in it."""
+        say, disk = self.screen, f"{self.base}/disk.img"
+        say.command(f"D={self.base}", shorten=False)
+        say.command("export CHROOTFW_RUN_DIR=$D/run CHROOTFW_CONFIG_DIR=$D/etc  # your own instances are not touched")
+        mib = demo_files.IMAGE_BYTES >> 20
+        say.command(f"truncate --size={mib}M $D/disk.img; mkfs.ext4 -q -d $D/rootfs $D/disk.img")
+        try:
+            os.mkdir(f"{self.base}/run", 0o755)
+            binds = demo_files.make_disk(disk, f"{self.base}/rootfs", self.interrupts)
+        except OSError as error:
+            raise ChrootfwError(f"the demo's disk cannot be made: {error}") from error
+        self.instance = Instance(NAME, disk, params={"binds": binds, "grace": _GRACE})
+        self.witness.know(disk)
+        used = display.size(os.stat(disk).st_blocks * 512)
+        say.show(f"{mib} MiB, of which {used} are written. The init script in it:")
+        with open(f"{self.base}/rootfs/{demo_files.INIT_PATH}") as script:
+            say.show(say.paint(script.read().rstrip(), "cyan"), indent=6)
 
     def start(self) -> None:
-        """Start the instance, every step shown."""
-        binds = ", ".join(f'"{bind}"' for bind in self.instance.params["binds"])
+        """Start it, step by step."""
+        binds = f",\n{'':20}".join(f'"{bind}"' for bind in self.instance.params["binds"])
         self.screen.command(
-            f"chrootfw -v start {NAME} --disk $D/disk.img --set grace={_GRACE:g} \\\n    --set 'binds=[{binds}]'"
+            f"chrootfw -v start {NAME} --disk $D/disk.img --set grace={_GRACE:g} \\\n    --set 'binds = [{binds}]'"
         )
         info = self.runtime.start(self.instance)
-        self.screen.show(f"{info.name} is {info.state}: {info.processes} processes")
+        self.screen.show(f"{NAME} is {info.state}: {info.processes} processes")
         self.witness.look(self.runtime)
 
     def fetch(self) -> None:
         """Ask the web server for its page."""
-        from http.client import HTTPConnection, HTTPException
-
         try:
             self.screen.command(f"chrootfw exec {NAME} -- cat /run/web.port")
-            port = self.runtime.run(
-                NAME, ["cat", "/run/web.port"], capture_output=True, text=True, timeout=_TOOL_SECONDS, check=True
-            ).stdout.strip()
-            self.screen.show(port)
+            cat = self.runtime.run(
+                NAME, ["cat", "/run/web.port"], capture_output=True, text=True, timeout=_PATIENCE, check=True
+            )
+            port = int(cat.stdout)
+            self.screen.show(str(port))
             self.screen.command(f"curl http://127.0.0.1:{port}/")
-            connection = HTTPConnection("127.0.0.1", int(port), timeout=5)
+            connection = HTTPConnection("127.0.0.1", port, timeout=_PATIENCE)
             try:
                 connection.request("GET", "/")
                 page = connection.getresponse().read().decode()
@@ -151,50 +143,58 @@ class _Life:
         self.screen.command(f"chrootfw info {NAME}")
         self.screen.show(display.instance(self.runtime.info(NAME), stream))
 
+    def plan(self) -> None:
+        """The plan of the stop; which plugin answered is dimmed."""
+        self.screen.command(f"chrootfw plan stop {NAME}")
+        for line in self.runtime.plan("stop", NAME).describe().splitlines():
+            does, bracket, plugin = line.replace("chrootfw_defaults.", "…").partition("  [")
+            self.screen.show(does + self.screen.paint(bracket + plugin, "dim"))
+
     def stop(self) -> None:
-        """Stop the instance, every step shown, and who ends when."""
+        """Stop it, step by step, and see who ends when."""
         self.screen.command(f"chrootfw -v stop {NAME}")
         with self.witness.watching(self.screen):
             info = self.runtime.stop(NAME)
-        self.screen.show(f"{NAME} is {info.state}")
+        self.screen.show(f"{NAME} is {'stopped' if info.state == 'absent' else info.state}")
 
     def prove(self) -> int:
-        """A line for each thing that could be left, then the last line."""
-        findings = [*self.witness.findings(self.screen), self._checked()]
+        """A line for each thing that could be left, and the last line."""
+        findings = [*self.witness.findings(), self.check_disk()]
         with self.interrupts.shield():
-            findings.append((not (left := _remove(self.base)), "files", "; ".join(left) or "$D is removed"))
-        for is_gone, what, detail in findings:
-            mark = self.screen.paint("✓", "green") if is_gone else self.screen.paint("✗", "red")
-            self.screen.show(f"{mark} {what:<12}{detail}")
-        seconds = time.monotonic() - self.began
-        pauses = f", {self.screen.paused:.1f} s pauses for the eye" if self.screen.paused else ""
-        took = f"A whole life in {seconds:.1f} s ({_GRACE:.1f} s grace{pauses})."
-        self.screen.show(f"\n{took} Next: README.md, docs/, chrootfw --help", indent="")
-        return 0 if all(is_gone for is_gone, _, _ in findings) else 1
+            findings.append(("files", demo_files.remove(self.base), "$D is removed"))
+        for what, left, gone in findings:
+            mark = self.screen.paint("✗", "red") if left else self.screen.paint("✓", "green")
+            self.screen.show(f"{mark} {what:<12}  {'; '.join(left) or gone}")
+        paused = f", {self.screen.paused:.1f} s to look at it" if self.screen.paused else ""
+        took = f"A whole life in {time.monotonic() - self.began:.1f} s ({_GRACE:.1f} s grace{paused})."
+        self.screen.show(f"\n{took} Next: README.md, docs/, chrootfw --help", indent=0)
+        return 1 if any(left for _, left, _ in findings) else 0
 
-    def _checked(self) -> tuple[bool, str, str]:
+    def check_disk(self) -> tuple[str, list[str], str]:
+        """What e2fsck finds, as a finding."""
         try:
-            said = _tool("e2fsck", "-f", "-n", self.disk, interrupts=self.interrupts)
+            said = demo_files.check_disk(f"{self.base}/disk.img", self.interrupts)
         except Interrupted:
             raise
         except ChrootfwError as error:
-            return False, "file system", " ".join([error.brief, *error.details])
-        return True, "file system", f"clean, says e2fsck -fn: {said.rpartition('disk.img: ')[2].strip()}"
+            return "file system", [error.brief, *error.details], ""
+        return "file system", [], f"e2fsck -fn: clean, {said}"
 
     def clean_up(self) -> list[str]:
-        """After a failure: end and unmount everything, remove the directory; what is left all the same."""
+        """After a failure: end and unmount everything, remove the directory. Says what is left all the same."""
         self.screen.is_quiet = True
-        left = []
+        left: list[str] = []
         try:
             self.runtime.stop(self.instance, force=True)
         except ChrootfwError as error:
             left += [error.brief, *error.details]
-        left += [f"{what}: {detail}" for is_gone, what, detail in self.witness.findings(self.screen) if not is_gone]
-        return left + _remove(self.base)
+        for what, found, _ in self.witness.findings():
+            left += [f"{what}: {item}" for item in found]
+        return left + demo_files.remove(self.base)
 
 
 class _Screen:
-    """What there is to see: acts, the command lines that would do the same, and their real output."""
+    """What there is to see: acts, the command lines that would do the same, and what they say."""
 
     def __init__(self, interrupts: Interrupts, base: str) -> None:
         self.interrupts = interrupts
@@ -218,40 +218,36 @@ class _Screen:
             self.paused += _PAUSE
         self.interrupts.check()
         self.acts += 1
-        self.show(f"\n{self.paint(f'{self.acts}  {title}', 'bold')}", indent="")
+        self.show(f"\n{self.paint(f'{self.acts}  {title}', 'bold')}", indent=0)
 
-    def command(self, text: str, *, is_path: bool = False) -> None:
-        """A command line that does what comes next."""
+    def command(self, text: str, *, shorten: bool = True) -> None:
+        """A command line that would do what comes next. Raises ``Interrupted``."""
         self.interrupts.check()
         self.command_began = time.monotonic()
-        self.show(self.paint(f"$ {text}", "dim"), shorten=not is_path)
+        self.show(self.paint(f"$ {text}", "dim"), shorten=shorten)
 
-    def show(self, text: str, *, indent: str = "   ", shorten: bool = True) -> None:
-        """Lines of output at once. Nobody left to read them is a reason to end, at the next step."""
-        if self.is_quiet:
-            return
-        lines = []
-        for line in text.split("\n"):
-            line = indent + (line.replace(self.base, "$D") if shorten else line)
-            plain = re.sub(r"\033\[\d+m", "", line)
-            lines.append(line.rstrip() if len(plain) <= _WIDTH else plain[: _WIDTH - 1] + "…")
+    def show(self, text: str, *, indent: int = 3, shorten: bool = True) -> None:
+        """Lines, at once. That nobody is left to read them is a reason to end, at the next step."""
+        whole = text.replace(self.base, "$D") if shorten else text
+        lines = [_clipped(f"{'':{indent}}{line}".rstrip()) for line in whole.split("\n")]
         encoding = self.stream.encoding or "utf-8"
-        whole = "\n".join([*lines, ""]).encode(encoding, "replace").decode(encoding)
-        try:
-            with self._lock:
-                self.stream.write(whole)
+        with self._lock:
+            if self.is_quiet:
+                return
+            try:
+                self.stream.write("\n".join([*lines, ""]).encode(encoding, "replace").decode(encoding))
                 self.stream.flush()
-        except OSError:
-            self.is_quiet = self.is_broken = True
-            self.interrupts.request(signal.SIGPIPE)
+            except OSError:
+                self.is_quiet = self.is_broken = True
+                self.interrupts.request(signal.SIGPIPE)
 
     def happened(self, what: str, does: str, colour: str = "") -> None:
-        """Something that happened just now, with the milliseconds since the command began."""
+        """Something that happens just now, with the milliseconds since the command began."""
         elapsed = f"{(time.monotonic() - self.command_began) * 1000:8.1f} ms"
         self.show(f"{self.paint(elapsed, 'dim')}  {what:<10}  {self.paint(does, colour) if colour else does}")
 
     def event(self, event: Event) -> None:
-        """Observe a runtime: steps when they are done, signals before they are sent."""
+        """What a runtime tells: steps when they are done, signals before they are sent."""
         if event.what in ("warning", "blame"):
             self.happened(event.what, event.error or event.does, "yellow")
         elif event.what == "fail":
@@ -263,34 +259,26 @@ class _Screen:
 class _Witness:
     """Looks at mounts, loop devices, cgroups and processes in the kernel, while there is something and afterwards."""
 
-    def __init__(self, base: str, disk: str) -> None:
+    def __init__(self, base: str) -> None:
         self.base = base
-        self.disk = disk
-        self.mounts_before = self.mounts_during = len(mounts.table())
         self.file: dict[tuple[int, int], str] = {}
+        self.mounts = [len(mounts.table())]
         self.loops: list[str] = []
         self.cgroups: list[str] = []
-        self.pidfds: dict[int, str] = {}
-        self.names: list[str] = []
+        self.alive: dict[int, str] = {}
 
-    def know_disk(self) -> None:
-        """The image is there; from now on its loop devices can be found."""
-        status = os.stat(self.disk)
-        self.file = {(status.st_dev, status.st_ino): self.disk}
+    def know(self, disk: str) -> None:
+        """From now on, loop devices over this file can be found."""
+        status = os.stat(disk)
+        self.file[status.st_dev, status.st_ino] = disk
 
     def look(self, runtime: Runtime) -> None:
         """While it runs: what must be gone in the end. A pidfd stands for its process, never for a later one."""
-        self.mounts_during = len(mounts.table())
-        self.loops = sorted(loops.over(self.file))
-        self.cgroups = self._cgroups()
+        self.mounts.append(len(mounts.table()))
+        self.loops, self.cgroups = sorted(loops.over(self.file)), self.find_cgroups()
         for process in runtime.processes(NAME):
-            if not process.own:
-                continue
-            try:
-                self.pidfds[os.pidfd_open(process.pid)] = f"pid {process.pid} ({process.command})"
-            except ProcessLookupError:
-                continue
-        self.names = list(self.pidfds.values())
+            if process.own:
+                self.alive[os.pidfd_open(process.pid)] = f"{process.pid} ({process.command})"
 
     @contextmanager
     def watching(self, screen: _Screen) -> Iterator[None]:
@@ -298,15 +286,14 @@ class _Witness:
         done = os.eventfd(0, os.EFD_CLOEXEC)
 
         def watch() -> None:
-            waiting = dict(self.pidfds)
-            while waiting:
-                ready, _, _ = select.select([*waiting, done], [], [])
-                if done in ready:
-                    return
-                for pidfd in ready:
-                    screen.happened("", f"{waiting.pop(pidfd)} has ended", "green")
+            waiting = dict(self.alive)
+            ready: list[int] = []
+            while done not in ready:
+                ready = select.select([*waiting, done], [], [])[0]
+                for pidfd in waiting.keys() & ready:
+                    screen.happened("", f"pid {waiting.pop(pidfd)} has ended", "green")
 
-        thread = threading.Thread(target=watch, daemon=True)
+        thread = threading.Thread(target=watch)
         thread.start()
         try:
             yield
@@ -315,47 +302,39 @@ class _Witness:
             thread.join()
             os.close(done)
 
-    def findings(self, screen: _Screen) -> Iterator[tuple[bool, str, str]]:
-        """``(whether all of it is gone, what, detail)``, as the kernel says now."""
+    def findings(self) -> Iterator[tuple[str, list[str], str]]:
+        """What was looked for, what is left of it, and what to say when nothing is."""
         left = [os.fsdecode(entry.mount_point) for entry in mounts.below(os.fsencode(self.base))]
-        counts = f"{self.mounts_before} before, {self.mounts_during} while it ran, {len(mounts.table())} now"
-        yield not left, "mounts", f"left: {', '.join(left)}" if left else f"{counts}; none below $D"
+        before, *during = self.mounts
+        counts = f"{before} before, {during[0] if during else '?'} while it ran, {len(mounts.table())} now"
+        yield "mounts", left, f"{counts}, none below $D"
         left = sorted(loops.over(self.file)) if self.file else []
-        yield not left, "loop device", f"left: {', '.join(left)}" if left else f"{', '.join(self.loops)} is free again"
-        left = self._cgroups()
-        gone = (
-            f"{', '.join(self.cgroups)} is removed"
-            if self.cgroups
-            else "none was made: cgroup v2 cannot be written here"
-        )
-        yield not left, "cgroup", f"left: {', '.join(left)}" if left else gone
-        ended = select.select([*self.pidfds], [], [], 0)[0]
-        left = [name for pidfd, name in self.pidfds.items() if pidfd not in ended] + _inhabitants(self.base)
-        yield not left, "processes", f"left: {', '.join(left)}" if left else f"{', '.join(self.names)} have ended"
+        yield "loop device", left, f"{', '.join(self.loops)} is free again"
+        made = f"{', '.join(self.cgroups)} is removed" if self.cgroups else "there was none: tracked by root directory"
+        yield "cgroup", self.find_cgroups(), made
+        ended = select.select([*self.alive], [], [], 0)[0]
+        left = [f"pid {name}" for pidfd, name in self.alive.items() if pidfd not in ended]
+        yield "processes", left + _inhabitants(self.base), f"{', '.join(self.alive.values())} have ended"
 
-    def _cgroups(self) -> list[str]:
-        table, run_dir = mounts.read_table(), f"{self.base}/run"
-        tops = [top for top in (cgroups.hierarchy(table), cgroups.memory_v1(table)) if top]
-        homes = [cgroups.home(top, run_dir) for top in tops] if os.path.isdir(run_dir) else []
-        return [os.path.join(home, name) for home in homes if os.path.isdir(home) for name in _cgroups_in(home)]
+    def find_cgroups(self) -> list[str]:
+        """The cgroups of the demo's run directory, of v2 and of v1."""
+        table, found = mounts.read_table(), []
+        for top in filter(None, (cgroups.hierarchy(table), cgroups.memory_v1(table))):
+            home = cgroups.home(top, f"{self.base}/run") if os.path.isdir(f"{self.base}/run") else ""
+            if os.path.isdir(home):
+                found += [path for paths in cgroups.everything(home).values() for path in paths] or [home]
+        return found
 
 
-def _make_base() -> str:
-    """A new directory for everything, where chrootfw trusts the path."""
-    for parent in (tempfile.gettempdir(), "/run", "/tmp"):
-        base = tempfile.mkdtemp(prefix="chrootfw-demo-", dir=os.path.realpath(parent))
-        try:
-            store.check_trusted(base, what="demo's directory")
-            return base
-        except TrustError as error:
-            os.rmdir(base)
-            refusal = error
-    raise refusal
-
-
-def _cgroups_in(home: str) -> list[str]:
-    """The names of the cgroups in a run directory's own one; that itself where it is empty."""
-    return [name for name in os.listdir(home) if os.path.isdir(f"{home}/{name}")] or [""]
+def _clipped(line: str) -> str:
+    """A line of at most ``_WIDTH`` columns, with its colours."""
+    if len(re.sub(_COLOUR, "", line)) <= _WIDTH:
+        return line
+    room, shown = _WIDTH - 1, ""
+    for part in re.split(f"({_COLOUR})", line):
+        shown += part if part.startswith("\033") else part[:room]
+        room -= 0 if part.startswith("\033") else len(part[:room])
+    return shown + "…"
 
 
 def _inhabitants(base: str) -> list[str]:
@@ -365,23 +344,10 @@ def _inhabitants(base: str) -> list[str]:
         for link in ("root", "cwd"):
             try:
                 if is_within(os.readlink(f"/proc/{pid}/{link}"), base):
-                    found.append(f"pid {pid} ({processes.command(pid)}): its {link}")
-            except (OSError, ValueError):
-                continue  # ended, or a kernel thread
+                    found.append(f"pid {pid} ({processes.command(pid)}), by its {link}")
+            except OSError:
+                continue  # it has ended
     return found
-
-
-def _remove(base: str) -> list[str]:
-    """Remove the demo's directory, never through a mount; why it could not be done."""
-    if left := mounts.below(os.fsencode(base)):
-        return [
-            f"{base} is kept: {len(left)} mounts are below it; chrootfw stop {NAME}, with CHROOTFW_RUN_DIR={base}/run, ends it"
-        ]
-    try:
-        shutil.rmtree(base)
-    except OSError as error:
-        return [f"{base} is kept: {error}"]
-    return []
 
 
 def _explain(error: BaseException, left: Sequence[str]) -> None:

@@ -112,7 +112,7 @@ class Survey:
         if self.is_populated(name) or (mounted and self.rooted(name)):
             return InstanceState.RUNNING
         stopping = bool(intent and intents.is_current(intent) and intent["phase"] == "stopping")
-        if stopping and (mounted or unreleased(intent, settle=0)):
+        if stopping and (mounted or unreleased(intent["disks"] if intent else (), settle=0)):
             return InstanceState.HELD
         return InstanceState.MOUNTED if mounted else InstanceState.ABSENT
 
@@ -127,10 +127,19 @@ def _by_instance(raw_table: bytes, run_dir: str) -> dict[str, list[mounts.MountE
     return found
 
 
-def unreleased(intent: dict[str, Any] | None, *, settle: float) -> list[str]:
-    """The disks of an intent for which the proof that they are free fails (``disks.is_released``)."""
+def disks_of(entries: Iterable[mounts.MountEntry]) -> list[dict[str, Any]]:
+    """The disks of an instance whose record is lost, as far as the mount table tells: devices, loop devices too."""
+    return [
+        {"kind": "block", "path": os.fsdecode(entry.source), "file": [0, 0], "devices": [entry.dev]}
+        for entry in entries
+        if entry.source.startswith(b"/dev/") and entry.root == b"/" and entry.fstype not in (b"devtmpfs", b"tmpfs")
+    ]
+
+
+def unreleased(recorded: Iterable[dict[str, Any]], *, settle: float) -> list[str]:
+    """The disks out of those recorded for which the proof that they are free fails (``disks.is_released``)."""
     held = []
-    for disk in (intent or {}).get("disks", ()):
+    for disk in recorded:
         device, inode = disk["file"]
         if not disks.is_released(disk["kind"], disk["path"], (device, inode), settle=settle):
             held.append(disk["path"])
@@ -240,11 +249,8 @@ def find_holders(
 
 def exclusive_devices(entries: Sequence[mounts.MountEntry], intent: dict[str, Any] | None) -> set[int]:
     """The devices that are the instance's alone: the root's, unless it is a directory of the host's."""
-    if intent:
-        return {device for disk in intent["disks"] if disk["kind"] != "directory" for device in disk["devices"]}
-    return {
-        entry.dev for entry in entries if entry.mount_point.endswith(b"/root") and entry.source.startswith(b"/dev/loop")
-    }
+    recorded = intent["disks"] if intent else disks_of(entries)
+    return {device for disk in recorded if disk["kind"] != "directory" for device in disk["devices"]}
 
 
 def not_found(name: str, config_dir: str, known: Iterable[str]) -> NotFoundError:

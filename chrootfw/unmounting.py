@@ -132,7 +132,8 @@ def held(job: Job, entries: Sequence[mounts.MountEntry], busy: Sequence[mounts.M
 
 def prove_released(job: Job, entries: Sequence[mounts.MountEntry]) -> None:
     """The proof that the disks are free. ``entries``: the mounts as they were. Raises ``HeldError``."""
-    left = inventory.unreleased(job.intent, settle=disks.SETTLE)
+    recorded = job.intent["disks"] if job.intent else inventory.disks_of(entries)
+    left = inventory.unreleased(recorded, settle=disks.SETTLE)
     if not left:
         return
     devices = inventory.exclusive_devices(entries, job.intent)

@@ -64,14 +64,20 @@ class Everything:
 
     @chrootfw.hookimpl
     def chrootfw_init_script(self, instance: Instance, action: str) -> Command | None:
-        return Command(("/bin/sh", "-c", f"{roots.STUBBORN}" if action == "start" else "true")) if self.mine(instance) else None
+        return (
+            Command(("/bin/sh", "-c", f"{roots.STUBBORN}" if action == "start" else "true"))
+            if self.mine(instance)
+            else None
+        )
 
     @chrootfw.hookimpl
     def chrootfw_kill_strategy(self, instance: Instance) -> list[Escalation] | None:
         return [Escalation(signal.SIGKILL, 5)] if self.mine(instance) else None
 
     @chrootfw.hookimpl
-    def chrootfw_unmount_ordering(self, instance: Instance, mounts: list[chrootfw.Mount]) -> list[chrootfw.Mount] | None:
+    def chrootfw_unmount_ordering(
+        self, instance: Instance, mounts: list[chrootfw.Mount]
+    ) -> list[chrootfw.Mount] | None:
         if not self.mine(instance):
             return None
         order = list(reversed(mounts))
@@ -112,7 +118,9 @@ def test_one_object_overrides_all_five_stages_for_one_instance(
         for name in names
         for stage in stages
     ]  # fmt: skip
-    kills = [event.does for event in events if event.stage == "kill" and event.instance == "special" and event.what == "end"]
+    kills = [
+        event.does for event in events if event.stage == "kill" and event.instance == "special" and event.what == "end"
+    ]
     assert len(kills) == 1
     assert kills[0].startswith("SIGKILL"), "the default strategy was used"
 
@@ -125,7 +133,9 @@ class BadOrder:
         return list(mounts)
 
 
-def test_an_illegal_unmount_ordering_is_refused_by_name_and_the_stop_goes_on(web1: driving.Chroot, runtime: chrootfw.Runtime) -> None:
+def test_an_illegal_unmount_ordering_is_refused_by_name_and_the_stop_goes_on(
+    web1: driving.Chroot, runtime: chrootfw.Runtime
+) -> None:
     events: list[chrootfw.Event] = []
     bad = runtime.with_plugins(BadOrder())
     bad.on_event = events.append
@@ -173,7 +183,9 @@ class Refuses:
         return [Problem("the moon is full"), Problem("it is Friday", "wait for Monday")]
 
 
-def test_all_problems_are_reported_together_and_nothing_is_left(web1: driving.Chroot, runtime: chrootfw.Runtime) -> None:
+def test_all_problems_are_reported_together_and_nothing_is_left(
+    web1: driving.Chroot, runtime: chrootfw.Runtime
+) -> None:
     (web1.disk / roots.INIT).chmod(0o644)
     with pytest.raises(chrootfw.PreStartError) as caught:
         runtime.with_plugins(Refuses()).start("web1")
@@ -195,7 +207,9 @@ class Prepares:
         return [MakeFile(str(self.directory / "first")), MakeFile(str(self.directory / "second"), self.fail)]
 
 
-def test_steps_are_undone_when_one_of_them_fails(web1: driving.Chroot, runtime: chrootfw.Runtime, tmp_path: Path) -> None:
+def test_steps_are_undone_when_one_of_them_fails(
+    web1: driving.Chroot, runtime: chrootfw.Runtime, tmp_path: Path
+) -> None:
     with pytest.raises(chrootfw.StepError, match="No space left"):
         runtime.with_plugins(Prepares(tmp_path, fail=True)).start("web1")
     assert not (tmp_path / "first").exists()
@@ -220,7 +234,9 @@ runtime.start("web1")
 """
 
 
-@pytest.mark.parametrize(("what", "step"), [("begin", "first"), ("end", "first"), ("begin", "second"), ("end", "second")])
+@pytest.mark.parametrize(
+    ("what", "step"), [("begin", "first"), ("end", "first"), ("begin", "second"), ("end", "second")]
+)
 @pytest.mark.parametrize("verb", ["stop", "cleanup", "start"])
 def test_a_start_killed_between_two_steps_is_undone_from_its_record_by_another_process(
     web1: driving.Chroot, cli: driving.Cli, tmp_path: Path, what: str, step: str, verb: str

@@ -71,7 +71,7 @@ def test_a_stop_finishes_the_script_and_says_what_remains(
     assert process.poll() is None
     (chroot.disk / "var/go").touch()
     result = chroot._cli.end(process, expect=128 + signum)
-    assert "1 processes" in result.stderr
+    assert "1 process;" in result.stderr
     assert "mounts remain" in result.stderr
     assert chroot.state == "running"
     chroot.cli("stop")

@@ -1,4 +1,7 @@
-"""The disk of ``chrootfw demo``: an ext4 image with an init script and three daemons; programs come from the host."""
+"""The files of ``chrootfw demo``: its directory, and an ext4 image with an init script and three daemons.
+
+Programs and libraries come from the host: the image has an empty directory for each of the host's to bind.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +12,19 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 
-from chrootfw.errors import ChrootfwError
+from chrootfw.errors import ChrootfwError, TrustError
 from chrootfw.interrupts import Interrupts
 from chrootfw.planning.paths import is_within
-from chrootfw.system import syscalls
+from chrootfw.system import mounts, store, syscalls
 
 IMAGE_BYTES = 32 << 20
 _TOOL_SECONDS = 30.0
 
-_INIT_PATH = "etc/chrootfw/init"
-INIT = """\
+INIT_PATH = "etc/chrootfw/init"
+_INIT = """\
 #!/bin/sh
 # chrootfw calls its init script with start, and with stop.
 case $1 in
@@ -63,7 +67,7 @@ while True:
     client.close()
 """
 _FILES = {
-    _INIT_PATH: INIT,
+    INIT_PATH: _INIT,
     "etc/group": "root:x:0:\n",
     "etc/hosts": "127.0.0.1 localhost\n::1 localhost\n",
     "etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
@@ -86,7 +90,38 @@ for line in open("/proc/self/maps"):
 """
 
 
-def make(disk: str, rootfs: str, interrupts: Interrupts) -> list[str]:
+def make_directory() -> str:
+    """A new directory for everything, where chrootfw trusts the path."""
+    refusal: ChrootfwError | None = None
+    for parent in dict.fromkeys((tempfile.gettempdir(), "/run", "/tmp")):
+        try:
+            base = tempfile.mkdtemp(prefix="chrootfw-demo-", dir=os.path.realpath(parent))
+        except OSError as error:
+            refusal = ChrootfwError(f"the demo cannot make a directory: {error}")
+            continue
+        try:
+            store.check_trusted(base, what="demo's directory")
+        except TrustError as error:
+            os.rmdir(base)
+            refusal = error
+        else:
+            return base
+    assert refusal is not None
+    raise refusal
+
+
+def remove(base: str) -> list[str]:
+    """Remove the demo's directory, never through a mount. Says why that could not be."""
+    if left := mounts.below(os.fsencode(base)):
+        return [f"{len(left)} mounts below {base}: CHROOTFW_RUN_DIR={base}/run chrootfw stop demo"]
+    try:
+        shutil.rmtree(base)
+    except OSError as error:
+        return [str(error)]
+    return []
+
+
+def make_disk(disk: str, rootfs: str, interrupts: Interrupts) -> list[str]:
     """Make the directory ``rootfs``, and of it the image ``disk``. Returns the ``binds`` that it needs to run.
 
     Raises ``ChrootfwError``, ``Interrupted``.
@@ -103,7 +138,9 @@ def make(disk: str, rootfs: str, interrupts: Interrupts) -> list[str]:
     for name, text in _FILES.items():
         _write(f"{rootfs}/{name}", text)
     if libraries := os.environ.get("LD_LIBRARY_PATH"):  # else the interpreter would not start inside
-        _write(f"{rootfs}/{_INIT_PATH}", INIT.replace("case", f"export LD_LIBRARY_PATH={shlex.quote(libraries)}\ncase", 1))
+        _write(
+            f"{rootfs}/{INIT_PATH}", _INIT.replace("case", f"export LD_LIBRARY_PATH={shlex.quote(libraries)}\ncase", 1)
+        )
     os.chmod(rootfs, 0o755)
     with open(disk, "xb") as image:
         image.truncate(IMAGE_BYTES)
@@ -111,7 +148,7 @@ def make(disk: str, rootfs: str, interrupts: Interrupts) -> list[str]:
     return [f"{tree}:{tree}:ro" for tree in trees]
 
 
-def check(disk: str, interrupts: Interrupts) -> str:
+def check_disk(disk: str, interrupts: Interrupts) -> str:
     """What e2fsck says of a clean image. Raises ``ChrootfwError`` when it is not clean."""
     return _run("e2fsck", "-f", "-n", disk, interrupts=interrupts).rpartition(f"{disk}: ")[2].strip()
 
@@ -120,9 +157,9 @@ def _borrowed(interrupts: Interrupts) -> tuple[str, list[str]]:
     """The interpreter, and the directories of the host that it and the host's programs need."""
     said = _run(getattr(sys, "_base_executable", None) or sys.executable, "-ISc", _PROBE, interrupts=interrupts)
     python, *prefixes = said.splitlines()[:3]
-    wanted = ["/usr", *map(os.path.realpath, prefixes), os.path.dirname(python)]
+    tops = sorted(f"/{name}" for name in filter(_holds_programs, os.listdir("/")) if not os.path.islink(f"/{name}"))
+    wanted = ["/usr", *tops, *map(os.path.realpath, prefixes), os.path.dirname(python)]
     wanted += [os.path.dirname(os.path.realpath(file)) for file in said.splitlines()[3:] if os.path.isfile(file)]
-    wanted += [f"/{name}" for name in filter(_holds_programs, os.listdir("/")) if not os.path.islink(f"/{name}")]
     trees: list[str] = []
     for directory in wanted:
         trees += _missing(directory, trees)
@@ -162,7 +199,7 @@ def _run(program: str, *arguments: str, interrupts: Interrupts) -> str:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            errors="surrogateescape",
+            errors="replace",
             timeout=_TOOL_SECONDS,
             process_group=0,
             check=False,
