@@ -330,6 +330,7 @@ def _runtime(options: argparse.Namespace) -> tuple[Runtime, _Progress]:
     progress = _Progress(verbose=options.verbose)
     runtime = Runtime(
         discover=not options.no_plugins,
+        instance_plugins=not options.no_plugins,
         without=options.without,
         lock_timeout=options.lock_timeout,
         on_event=progress,

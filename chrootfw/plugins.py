@@ -10,6 +10,7 @@ import difflib
 import importlib
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -63,11 +64,14 @@ class Registry:
         defaults: bool = True,
         discover: bool = False,
         without: Iterable[str] = (),
+        named: Iterable[str] = (),
+        takes_named: bool = True,
     ) -> None:
         self.objects = tuple(objects)
         self.defaults = defaults
         self.discover = discover
         self.without = frozenset(without)
+        self.takes_named = takes_named
         self.failures: list[PluginLoadError] = []
         self.records: dict[str, PluginRecord] = {}
         self.manager = pluggy.PluginManager("chrootfw")
@@ -77,39 +81,39 @@ class Registry:
 
             for name in DEFAULTS:
                 self._load(
-                    PluginRecord(name, "default", "chrootfw", __version__),
-                    lambda name=name: importlib.import_module(name),
+                    PluginRecord(name, "default", "chrootfw", __version__), partial(importlib.import_module, name)
                 )
         if discover:
             for record, load in entry_points(GROUP):
                 self._load(record, load)
+        self._load_named([name for name in named if name not in self.without])
         for plugin in self.objects:
             self._register(plugin, PluginRecord(_object_name(plugin), "object", *_origin(plugin)))
 
-    def for_instance(self, names: Iterable[str]) -> Registry:
-        """This registry with the plugins that one instance asks for by name (or ``module:attribute``) on top."""
-        wanted = [name for name in names if name not in self.without]
-        if not wanted:
+    def for_instance(self, names: Sequence[str]) -> Registry:
+        """This registry with the plugins that one instance asks for by name (or ``module:attribute``)."""
+        if not names or not self.takes_named:
             return self
-        more = Registry(self.objects, defaults=self.defaults, discover=self.discover, without=self.without)
-        offered = {record.name: (record, load) for record, load in entry_points(INSTANCE_GROUP)}
-        for name in wanted:
-            if name in more.records:
+        return Registry(self.objects, defaults=self.defaults, discover=self.discover, without=self.without, named=names)
+
+    def _load_named(self, names: Sequence[str]) -> None:
+        offered = {record.name: (record, load) for record, load in entry_points(INSTANCE_GROUP)} if names else {}
+        for name in names:
+            if name in self.records:
                 continue
             if name in offered:
-                more._load(*offered[name])
+                self._load(*offered[name])
             elif ":" in name:
-                more._load(PluginRecord(name, "instance"), lambda name=name: _import_reference(name))
+                self._load(PluginRecord(name, "instance"), partial(_import_reference, name))
             else:
-                near = difflib.get_close_matches(name, [*offered, *more.records], 1)
-                more.failures.append(
+                near = difflib.get_close_matches(name, [*offered, *self.records], 1)
+                self.failures.append(
                     PluginLoadError(
                         f"there is no plugin {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""),
                         hint=f"install it (entry point group {INSTANCE_GROUP}), or write module:attribute",
                         plugin=name,
                     )
                 )
-        return more
 
     def check_loaded(self) -> None:
         """Raise the first ``PluginLoadError``, the others in its details."""

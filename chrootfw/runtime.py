@@ -31,7 +31,7 @@ class Runtime:
     """chrootfw for programs.
 
     ``plugins``: objects, modules or classes whose hooks are asked before all others, the last one first. ``defaults``: with
-    the default plugins. ``discover``: with the installed plugins (entry points ``chrootfw``). ``without``: names of plugins to leave out.
+    the default plugins. ``discover``: with the installed plugins (entry points ``chrootfw``). ``without``: names of plugins to leave out. ``instance_plugins``: with those that an instance names in ``plugins``.
     ``run_dir`` and ``config_dir``: absolute paths; ``CHROOTFW_RUN_DIR`` and ``CHROOTFW_CONFIG_DIR``, or ``/run/chrootfw`` and
     ``/etc/chrootfw``, when not given. ``lock_timeout``: seconds to wait for another command. ``on_event``: called with every
     ``Event``. ``interrupts``: a way to ask running verbs to end.
@@ -47,6 +47,7 @@ class Runtime:
         defaults: bool = True,
         discover: bool = False,
         without: Iterable[str] = (),
+        instance_plugins: bool = True,
         run_dir: str | os.PathLike[str] | None = None,
         config_dir: str | os.PathLike[str] | None = None,
         lock_timeout: float = 10.0,
@@ -60,7 +61,9 @@ class Runtime:
         self.interrupts = interrupts or Interrupts()
         paths.check_absolute(self.run_dir, what="the run directory")
         paths.check_absolute(self.config_dir, what="the configuration directory")
-        self._registry = Registry(plugins, defaults=defaults, discover=discover, without=without)
+        self._registry = Registry(
+            plugins, defaults=defaults, discover=discover, without=without, takes_named=instance_plugins
+        )
 
     def with_plugins(self, *plugins: object) -> Runtime:
         """A new runtime with more plugin objects, asked before the others."""
@@ -70,6 +73,7 @@ class Runtime:
             defaults=old.defaults,
             discover=old.discover,
             without=old.without,
+            instance_plugins=old.takes_named,
             run_dir=self.run_dir,
             config_dir=self.config_dir,
             lock_timeout=self.lock_timeout,
@@ -89,7 +93,9 @@ class Runtime:
         wanted, text = self._wanted(instance)
         registry = self._registry.for_instance(wanted.plugins)
         job = self._job(self._resolve(wanted, registry, text), registry)
-        job.stages.registry.check_loaded()
+        registry.check_loaded()
+        if wanted.plugins and not registry.takes_named:
+            job.warn("", f"{job.name} is started without the plugins that it names: {', '.join(wanted.plugins)}")
         store.prepare_run_dir(job.run_dir)
         with ExitStack() as locks:
             locks.enter_context(self._lock(job.name, "start"))

@@ -369,7 +369,7 @@ class _Relay:
             elif self.asked:
                 return
 
-    def _note(self, signum: int, frame: object) -> None:
+    def _note(self, signum: int, _frame: object) -> None:
         self.arrived.append(signum)
         os.eventfd_write(self.wake, 1)
 

@@ -269,7 +269,7 @@ def test_an_instances_own_plugins(install):
     install("chrootfw_own", group=plugins.INSTANCE_GROUP, snapshots=MOUNTS)
     base = Registry([Good()], defaults=False)
     more = base.for_instance(["snapshots", "snapshots"])
-    assert list(more.records) == ["Good", "snapshots"]
+    assert list(more.records) == ["snapshots", "Good"]  # what the program passes is asked before it
     assert more.records["snapshots"].band == "instance"
     assert list(base.records) == ["Good"]
     assert base.for_instance([]) is base
@@ -301,7 +301,7 @@ def test_an_instances_plugin_by_reference(install):
 
 def test_without_covers_an_instances_plugins():
     base = Registry(defaults=False, without=["no_such_module:x"])
-    assert base.for_instance(["no_such_module:x"]) is base
+    assert base.for_instance(["no_such_module:x"]).failures == []
 
 
 # Blame.

@@ -33,7 +33,7 @@ FLOORS = (
     ("intents", "inventory", "entering", "config"),
     ("jobs", "scripts", "killing", "unmounting", "debts", "starting", "stopping"),
     ("node", "verify", "runtime"),
-    ("display", "demo", "cli", "__main__"),
+    ("display", "demo_files", "demo", "cli", "__main__"),
 )
 RANK = {room: number for number, room in enumerate(room for floor in FLOORS for room in floor)}
 
