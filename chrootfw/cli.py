@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
-    from chrootfw.interrupts import Interrupts
     from chrootfw.model import Event, Instance
     from chrootfw.runtime import Runtime
     from chrootfw.views import InstanceInfo
@@ -98,16 +97,20 @@ def _print_json(value: dict[str, Any]) -> None:
 
 
 def _start(options: argparse.Namespace) -> int:
+    from chrootfw.interrupts import from_signals
+
     runtime, _ = _runtime(options)
-    with _signals(runtime.interrupts):
+    with from_signals(runtime.interrupts):
         info = runtime.start(_instance(options, runtime))
     _say(f"{info.name} is {info.state}" + _count(info), info, options)
     return DONE
 
 
 def _stop(options: argparse.Namespace) -> int:
+    from chrootfw.interrupts import from_signals
+
     runtime, progress = _runtime(options)
-    with _signals(runtime.interrupts), _remains(runtime, options):
+    with from_signals(runtime.interrupts), _remains(runtime, options):
         info = runtime.stop(
             options.name,
             force=options.force,
@@ -122,16 +125,20 @@ def _stop(options: argparse.Namespace) -> int:
 
 
 def _reboot(options: argparse.Namespace) -> int:
+    from chrootfw.interrupts import from_signals
+
     runtime, _ = _runtime(options)
-    with _signals(runtime.interrupts), _remains(runtime, options):
+    with from_signals(runtime.interrupts), _remains(runtime, options):
         info = runtime.reboot(options.name)
     _say(f"{info.name} is {info.state} again" + _count(info), info, options)
     return DONE
 
 
 def _cleanup(options: argparse.Namespace) -> int:
+    from chrootfw.interrupts import from_signals
+
     runtime, progress = _runtime(options)
-    with _signals(runtime.interrupts), _remains(runtime, options):
+    with from_signals(runtime.interrupts), _remains(runtime, options):
         info = runtime.cleanup(options.name)
     _say(f"{options.name} is {'cleaned up' if progress.steps else 'already clean'}", info, options)
     return DONE
@@ -402,27 +409,6 @@ class _Progress:
             failed = f": {event.error}" if event.error else ""
             took = f"{event.seconds * 1000:7.1f} ms"
             print(f"{mark} {took}  {event.stage:<10}  {event.does}{by}{failed}", file=sys.stderr)
-
-
-class _signals:
-    """INT, TERM and HUP ask the library to end, instead of ending the process in the middle of a step."""
-
-    def __init__(self, interrupts: Interrupts) -> None:
-        self.interrupts = interrupts
-        self.before: dict[int, Any] = {}
-
-    def __enter__(self) -> None:
-        import signal
-
-        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(signum) != signal.SIG_IGN:  # nohup, or a job in the background
-                self.before[signum] = signal.signal(signum, lambda number, _frame: self.interrupts.request(number))
-
-    def __exit__(self, *_exc: object) -> None:
-        import signal
-
-        for signum, handler in self.before.items():
-            signal.signal(signum, handler)
 
 
 class _remains:

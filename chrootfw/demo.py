@@ -15,12 +15,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.client import HTTPConnection, HTTPException
 
 from chrootfw import demo_files, display
 from chrootfw.errors import ChrootfwError, Interrupted, PrivilegeError
-from chrootfw.interrupts import Interrupts
+from chrootfw.interrupts import Interrupts, from_signals
 from chrootfw.model import Event, Instance
 from chrootfw.planning.paths import is_within
 from chrootfw.runtime import Runtime
@@ -41,14 +41,14 @@ def main() -> int:
     if os.geteuid() != 0:
         raise PrivilegeError("the demo needs root, to mount a file system and run daemons in it: sudo chrootfw demo")
     interrupts = Interrupts()
-    with _signals(interrupts):
+    with from_signals(interrupts):
         life = _Life(interrupts, demo_files.make_directory())
         try:
             return life.run()
         except BaseException as error:
             with interrupts.shield():
                 _explain(error, life.clean_up())
-            if isinstance(error, Interrupted) and life.screen.is_broken:
+            if isinstance(error, Interrupted) and error.signum == signal.SIGPIPE:  # from _Screen.show
                 raise BrokenPipeError from error
             raise
 
@@ -204,7 +204,6 @@ class _Screen:
         self.paused = 0.0
         self.command_began = 0.0
         self.is_quiet = False
-        self.is_broken = False
         self._lock = threading.Lock()
 
     def paint(self, text: str, colour: str) -> str:
@@ -238,7 +237,7 @@ class _Screen:
                 self.stream.write("\n".join([*lines, ""]).encode(encoding, "replace").decode(encoding))
                 self.stream.flush()
             except OSError:
-                self.is_quiet = self.is_broken = True
+                self.is_quiet = True
                 self.interrupts.request(signal.SIGPIPE)
 
     def happened(self, what: str, does: str, colour: str = "") -> None:
@@ -276,8 +275,8 @@ class _Witness:
         """While it runs: what must be gone in the end. A pidfd stands for its process, never for a later one."""
         self.mounts.append(len(mounts.table()))
         self.loops, self.cgroups = sorted(loops.over(self.file)), self.find_cgroups()
-        for process in runtime.processes(NAME):
-            if process.own:
+        for process in (found for found in runtime.processes(NAME) if found.own and found.pid):
+            with suppress(ProcessLookupError):
                 self.alive[os.pidfd_open(process.pid)] = f"{process.pid} ({process.command})"
 
     @contextmanager
@@ -357,17 +356,3 @@ def _explain(error: BaseException, left: Sequence[str]) -> None:
         error.details = (*error.details, *lines)
     else:
         error.add_note("\n".join(lines))
-
-
-@contextmanager
-def _signals(interrupts: Interrupts) -> Iterator[None]:
-    """INT, TERM and HUP ask to end, as they do for the other verbs."""
-    before = {}
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(signum) != signal.SIG_IGN:
-            before[signum] = signal.signal(signum, lambda number, _frame: interrupts.request(number))
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)

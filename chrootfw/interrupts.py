@@ -49,3 +49,20 @@ class Interrupts:
     def wakes(self) -> bool:
         """Whether a wait should watch ``fd``."""
         return not self.shielded
+
+
+@contextmanager
+def from_signals(interrupts: Interrupts) -> Iterator[None]:
+    """INT, TERM and HUP ask to end, instead of ending the process in the middle of a step; main thread only.
+
+    One that is ignored stays so: nohup(1), or a job in the background.
+    """
+    before = {}
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(signum) != signal.SIG_IGN:
+            before[signum] = signal.signal(signum, lambda number, _frame: interrupts.request(number))
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

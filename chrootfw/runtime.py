@@ -96,7 +96,7 @@ class Runtime:
         registry.check_loaded()
         if wanted.plugins and not registry.takes_named:
             job.warn("", f"{job.name} is started without the plugins that it names: {', '.join(wanted.plugins)}")
-        store.prepare_run_dir(job.run_dir)
+        store.prepare_run_dir(self.run_dir)
         with ExitStack() as locks:
             locks.enter_context(self._lock(job.name, "start"))
             job.intent = self._intent(job.name)
@@ -444,7 +444,7 @@ class Runtime:
                 raise inventory.not_found(name, self.config_dir, inventory.known_names(survey, self.config_dir))
             yield None
             return
-        store.prepare_run_dir(os.path.realpath(self.run_dir))
+        store.prepare_run_dir(self.run_dir)
         with self._lock(name, verb):
             job = self._job_of_recorded(instance, name)
             if name not in job.survey().names():  # another command has just finished it

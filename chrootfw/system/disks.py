@@ -33,7 +33,7 @@ class Disk:
     """A disk that exists. ``kind``: ``block``, ``image`` or ``directory``. ``key`` is its identity, whatever its path:
     ``block-MAJ:MIN``, or ``DEV-INO`` of the file or directory. ``path`` is as given, ``real`` without symlinks."""
 
-    __slots__ = ("dev", "ino", "key", "kind", "path", "rdev", "real")
+    __slots__ = ("dev", "file", "ino", "key", "kind", "path", "rdev", "real")
 
     def __init__(self, path: str, real: str, kind: str, status: os.stat_result) -> None:
         self.path = path
@@ -42,10 +42,12 @@ class Disk:
         self.dev = status.st_dev
         self.ino = status.st_ino
         self.rdev = status.st_rdev
-        if kind == "block":
+        # A loop device that somebody else made is the file below it, and locked as that.
+        self.file = loops.backing(real) if kind == "block" else (self.dev, self.ino)
+        if self.file is None:
             self.key = f"block-{os.major(self.rdev)}:{os.minor(self.rdev)}"
         else:
-            self.key = f"{os.major(self.dev)}:{os.minor(self.dev)}-{self.ino}"
+            self.key = f"{os.major(self.file[0])}:{os.minor(self.file[0])}-{self.file[1]}"
 
 
 def identify(path: str) -> Disk:
@@ -94,6 +96,11 @@ def users(disk: Disk, table: Sequence[mounts.MountEntry]) -> list[str]:
             points = _mounted_on(os.stat(device).st_rdev, table)
             found.extend(points or [f"attached as {device}"])
     elif disk.kind == "block":
+        if disk.file is not None:
+            others = [device for device in loops.over({disk.file: disk.path}) if os.stat(device).st_rdev != disk.rdev]
+            for device in others:
+                points = _mounted_on(os.stat(device).st_rdev, table)
+                found.extend(points or [f"its file is attached as {device} too"])
         found.extend(_mounted_on(disk.rdev, table))
         if not found and not is_free(disk.path):
             found.append("in use by the kernel (swap, LVM, RAID, device mapper), or mounted in another mount namespace")

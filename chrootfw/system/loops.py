@@ -7,6 +7,8 @@ import errno
 import fcntl
 import os
 
+from chrootfw.errors import DiskError
+
 _LOOP_CTL_GET_FREE, _LOOP_CONFIGURE, _LOOP_GET_STATUS64 = 0x4C82, 0x4C0A, 0x4C05
 _READ_ONLY, _AUTOCLEAR, _DIRECT_IO = 1, 4, 16
 
@@ -50,7 +52,13 @@ def attach(image: str, image_fd: int, *, read_only: bool) -> tuple[str, int]:
     """
     flags = _AUTOCLEAR | _DIRECT_IO | (_READ_ONLY if read_only else 0)
     config = _Config(fd=image_fd, info=_Info(flags=flags, file_name=os.fsencode(image)[:63]))
-    control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise DiskError(
+            f"cannot make a loop device for {image}: /dev/loop-control: {error.strerror}",
+            hint="modprobe loop; a container needs the host's loop devices",
+        ) from error
     try:
         for attempt in range(100):
             device = f"/dev/loop{fcntl.ioctl(control, _LOOP_CTL_GET_FREE)}"
@@ -91,6 +99,15 @@ def over(files: dict[tuple[int, int], str] | None = None, *, devices: frozenset[
         elif info.device in devices:
             found[f"/dev/{name}"] = backing
     return found
+
+
+def backing(device: str) -> tuple[int, int] | None:
+    """(device, inode) of the file that a loop device is over; ``None`` when it is none, or not configured."""
+    try:
+        info = _status(device)
+    except OSError:
+        return None
+    return info.device, info.inode
 
 
 def _status(device: str) -> _Info:

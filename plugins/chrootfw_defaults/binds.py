@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import chrootfw
-from chrootfw import Instance, MountPoint, Parameter
+from chrootfw import InputError, Instance, MountPoint, Parameter
 from chrootfw.planning import paths
 
 
@@ -12,8 +12,11 @@ def _split(bind: str) -> tuple[str, str, tuple[str, ...]]:
     target, mode_colon, mode = rest.partition(":")
     if not colon or (mode_colon and mode not in ("ro", "rw")):
         raise ValueError(f"{bind!r} is not SRC:DST or SRC:DST:ro")
-    paths.check_absolute(source, what="the source of a bind mount")
-    paths.check_absolute(target, what="the target of a bind mount")
+    for path, what in ((source, "source"), (target, "target")):
+        try:
+            paths.check_absolute(path, what=f"its {what}")
+        except InputError as error:
+            raise ValueError(f"{bind!r}: {error.brief}") from error
     if target == "/":
         raise ValueError(f"{bind!r} would cover the root itself")
     return source, target, ("bind", "ro") if mode == "ro" else ("bind",)

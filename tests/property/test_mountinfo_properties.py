@@ -86,7 +86,7 @@ def test_select_is_parse_and_compare(many, directory):
 
 def findmnt():
     """``{mount ID: (parent, target, type)}`` by libmount; ``--raw`` writes odd bytes as ``\\xNN``."""
-    command = ["findmnt", "--raw", "--noheadings", "--list", "--output", "ID,PARENT,FSTYPE,TARGET"]
+    command = ["findmnt", "--raw", "--noheadings", "--output", "ID,PARENT,FSTYPE,TARGET"]
     output = subprocess.run(command, capture_output=True, check=True).stdout
     found = {}
     for line in output.split(b"\n"):
