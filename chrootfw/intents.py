@@ -13,7 +13,7 @@ Never a source of state: whether an instance runs, the kernel alone knows. ``RUN
     stop_done    whether it was called with "stop" and came to its end
     started_at   ISO 8601, UTC, or null
     entry        the answer of enter (Entry.to_dict)
-    disks        [{"kind", "path", "file": [dev, inode], "devices": [dev]}], the root's first
+    disks        [{"kind", "path", "file": [dev, inode], "devices": [dev], "loop"}], the root's first
     steps        records of Steps, in order of application
 """
 

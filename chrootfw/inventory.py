@@ -141,7 +141,7 @@ def unreleased(recorded: Iterable[dict[str, Any]], *, settle: float) -> list[str
     held = []
     for disk in recorded:
         device, inode = disk["file"]
-        if not disks.is_released(disk["kind"], disk["path"], (device, inode), settle=settle):
+        if not disks.is_released(disk["kind"], disk["path"], (device, inode), disk.get("loop"), settle=settle):
             held.append(disk["path"])
     return held
 

@@ -18,6 +18,9 @@ from chrootfw.planning import paths
 #: Where the init script is when a definition does not say, inside the root.
 DEFAULT_INIT_SCRIPT = "/etc/chrootfw/init"
 
+#: The longest time-out of a command in seconds: nothing waits for ever.
+TIMEOUT_MAX = 86_400
+
 Stage = Literal["mount", "pre-start", "init-start", "init-stop", "kill", "unmount"]
 STAGES: tuple[Stage, ...] = ("mount", "pre-start", "init-start", "init-stop", "kill", "unmount")
 
@@ -26,19 +29,33 @@ def _frozen_mapping(value: Mapping[str, Any] | None) -> Mapping[str, Any]:
     return MappingProxyType(dict(value or {}))
 
 
+def _environment(value: Mapping[str, str] | None) -> Mapping[str, str]:
+    for key, text in (value or {}).items():
+        if not _string(key) or "=" in key:
+            raise InputError(f"{key!r} is no name of an environment variable")
+        _string(text)
+    return _frozen_mapping(value)
+
+
 def _strings(value: Sequence[str]) -> tuple[str, ...]:
     """A tuple of ``str``; a lone string is a mistake that would be read letter by letter."""
     if isinstance(value, str | bytes):
-        raise TypeError(f"expected a sequence of str, not the {type(value).__name__} {value!r}")
-    items = tuple(os.fspath(item) for item in value)
-    for item in items:
-        if not isinstance(item, str):
-            raise TypeError(f"expected a sequence of str, found {item!r}")
-    return items
+        raise InputError(f"expected a sequence of str, not the {type(value).__name__} {value!r}")
+    return tuple(_string(item) for item in value)
 
 
-def _disk(value: str | os.PathLike[str] | None) -> str | None:
-    return None if value is None else os.fspath(value)
+def _string(value: object) -> str:
+    """A ``str`` that the kernel can take: a path-like object is turned into one, a NUL byte is refused."""
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(text, str):
+        raise InputError(f"expected a str, found {value!r}")
+    if "\0" in text:
+        raise InputError(f"{text!r} contains a NUL byte")
+    return text
+
+
+def _path(value: str | os.PathLike[str] | None) -> str | None:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _init_script(value: str | os.PathLike[str] | bool | None) -> str | None:
@@ -46,7 +63,7 @@ def _init_script(value: str | os.PathLike[str] | bool | None) -> str | None:
         return None
     if value is True:
         raise InputError("init_script is true; it must be a path inside the root, or false for none")
-    return os.fspath(value)
+    return _path(value)
 
 
 def _check_path(_instance: object, attribute: attrs.Attribute[Any], value: str | None) -> None:
@@ -71,7 +88,7 @@ class Instance:
     """
 
     name: str = attrs.field(validator=_check_name)
-    disk: str | None = attrs.field(default=None, converter=_disk, validator=_check_path)
+    disk: str | None = attrs.field(default=None, converter=_path, validator=_check_path)
     init_script: str | None = attrs.field(default=DEFAULT_INIT_SCRIPT, converter=_init_script, validator=_check_path)
     params: Mapping[str, Any] = attrs.field(factory=dict, converter=_frozen_mapping)
     plugins: tuple[str, ...] = attrs.field(default=(), converter=_strings)
@@ -167,7 +184,7 @@ class MountPoint:
 
     @source.validator
     def _check_source(self, _attribute: attrs.Attribute[Any], value: object) -> None:
-        if not isinstance(value, str | Step) or not value:
+        if not isinstance(value, Step) and (not isinstance(value, str) or not value or "\0" in value):
             raise InputError(f"the source of mount point {self.target} is {value!r}, not a path, word or Step")
 
     @at.validator
@@ -188,11 +205,15 @@ class Omit:
     """Nothing is to be mounted on ``target``, whatever a plugin asked later says."""
 
     target: str = attrs.field()
-    at: str = "root"
+    at: str = attrs.field(default="root")
 
     @target.validator
     def _check_target(self, _attribute: attrs.Attribute[str], value: str) -> None:
         paths.check_absolute(value, what="the target of an Omit")
+
+    @at.validator
+    def _check_at(self, _attribute: attrs.Attribute[str], value: str) -> None:
+        paths.check_at(value)
 
 
 @attrs.frozen
@@ -218,7 +239,7 @@ class Command:
     variables, and a time-out in seconds."""
 
     argv: tuple[str, ...] = attrs.field(converter=_strings)
-    env: Mapping[str, str] = attrs.field(factory=dict, converter=_frozen_mapping)
+    env: Mapping[str, str] = attrs.field(factory=dict, converter=_environment)
     timeout: float = attrs.field(default=60.0)
 
     @argv.validator
@@ -228,8 +249,8 @@ class Command:
 
     @timeout.validator
     def _check_timeout(self, _attribute: attrs.Attribute[Any], value: float) -> None:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise InputError(f"a Command's timeout is {value!r}; it must be a number of seconds above 0")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= TIMEOUT_MAX:
+            raise InputError(f"a Command's timeout is {value!r}; it must be seconds above 0, at most {TIMEOUT_MAX}")
 
 
 class NoCommand:
@@ -251,7 +272,7 @@ class Entry:
     method: str = "chroot"
     user: str | None = None
     cwd: str = attrs.field(default="/", validator=_check_path)
-    env: Mapping[str, str] = attrs.field(factory=dict, converter=_frozen_mapping)
+    env: Mapping[str, str] = attrs.field(factory=dict, converter=_environment)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form, as kept in the intent file."""

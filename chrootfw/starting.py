@@ -199,6 +199,7 @@ def _disk_record(disk: disks.Disk) -> dict[str, Any]:
         "path": disk.path,
         "file": [disk.dev, disk.ino],
         "devices": [disk.rdev] if disk.kind == "block" else [],
+        "loop": None,
     }
 
 
@@ -397,8 +398,9 @@ def _record_device(job: Job, detached: trees.Detached) -> None:
         return
     device = syscalls.statx("", detached.fd).dev
     for record in job.intent["disks"]:
-        if record["path"] == detached.point.source and device not in record["devices"]:
-            record["devices"].append(device)
+        if record["path"] == detached.point.source:
+            record["devices"] = sorted({*record["devices"], device})
+            record["loop"] = detached.loop
             job.save()
 
 

@@ -134,16 +134,21 @@ def is_free(device: str) -> bool:
     return True
 
 
-def is_released(kind: str, path: str, key: tuple[int, int], *, settle: float = SETTLE) -> bool:
-    """The proof that a disk is free: the block device opens exclusively, no loop device is over the image.
+def is_released(kind: str, path: str, file: tuple[int, int], loop: str | None, *, settle: float = SETTLE) -> bool:
+    """The proof that a disk is free: the block device opens exclusively, the loop device over the image is released.
 
-    ``key`` is the (device, inode) of an image. Asks again for at most ``settle`` seconds.
+    ``file`` is the (device, inode) of an image; ``loop`` the loop device that was made for it, ``None`` when that is not
+    known: then there may be none at all over it. Asks again for at most ``settle`` seconds.
     """
     deadline = time.monotonic() + settle
     pause = 0.0005
     while True:
-        if kind == "directory" or (is_free(path) if kind == "block" else not loops.over({key: path})):
+        if kind == "directory" or (kind == "block" and is_free(path)):
             return True
+        if kind == "image":
+            over = loops.over({file: path})
+            if not over or (loop is not None and loop not in over):
+                return True
         if time.monotonic() >= deadline:
             return False
         time.sleep(pause)  # nothing tells of a release: ask, ever less often

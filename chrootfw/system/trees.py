@@ -42,11 +42,12 @@ _REFUSED = frozenset(
 
 
 class Detached:
-    """A mount that is attached nowhere yet: its descriptor, and whether it is a directory."""
+    """A mount that is attached nowhere yet: its descriptor, whether it is a directory, the loop device made for it."""
 
-    __slots__ = ("fd", "fstype", "is_directory", "point", "read_only")
+    __slots__ = ("fd", "fstype", "is_directory", "loop", "point", "read_only")
 
     def __init__(self, point: MountPoint, fd: int, fstype: str, *, read_only: bool) -> None:
+        self.loop: str | None = None
         self.point = point
         self.fd = fd
         self.fstype = fstype
@@ -136,7 +137,9 @@ def _from_disk(point: MountPoint, source: str, options: Sequence[str], kind: str
         if fstype.startswith("ext") and not any(option.startswith("errors=") for option in options):
             options = [*options, "errors=remount-ro"]
         try:
-            return _new(point, device, options, fstype)
+            detached = _new(point, device, options, fstype)
+            detached.loop = device if kind == "image" else None
+            return detached
         except OSError as error:
             if error.errno == errno.EROFS and not read_only:
                 raise DiskError(f"the disk {source} is read-only", hint="set read_only = true") from error

@@ -76,9 +76,9 @@ def test_an_instance_with_a_bad_path_is_refused(wrong):
 def test_one_string_is_no_list_of_strings():
     for make in (lambda: Instance("web1", plugins="abc"), lambda: Command("/bin/sh"),
                  lambda: MountPoint("/", "tmpfs", options="ro")):  # fmt: skip
-        with pytest.raises(TypeError, match="sequence of str"):
+        with pytest.raises(InputError, match="sequence of str"):
             make()
-    with pytest.raises(TypeError, match="found b'-c'"):
+    with pytest.raises(InputError, match="found b'-c'"):
         Command(["/bin/sh", b"-c"])
 
 
