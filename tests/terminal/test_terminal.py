@@ -392,9 +392,7 @@ class TestOnATerminal:
         assert caller.seen.split() == [b"%d" % number for number in range(1, 100001)]
 
     def test_user(self, caller: Caller) -> None:
-        caller.start(
-            "/bin/sh", "-c", "id; ls -ln $(tty); echo mi''ne > $(tty); tty", ids=(1234, 1235, [1236])
-        )
+        caller.start("/bin/sh", "-c", "id; ls -ln $(tty); echo mi''ne > $(tty); tty", ids=(1234, 1235, [1236]))
         caller.expect(r"uid=1234 gid=1235 groups=1236")
         caller.expect(r"crw--w---- +1 1234 +5 ")
         caller.expect("mine")
@@ -450,9 +448,7 @@ class TestSignals:
         assert caller.end() == ended(128 + signal.SIGHUP)
 
     def test_one_that_ignores_both_is_killed(self, caller: Caller) -> None:
-        process = caller.start(
-            "/bin/sh", "-c", "trap '' TERM HUP; echo re''ady; while :; do :; done", grace=0.1
-        )
+        process = caller.start("/bin/sh", "-c", "trap '' TERM HUP; echo re''ady; while :; do :; done", grace=0.1)
         caller.expect("ready")
         process.terminate()
         assert caller.end() == ended(128 + signal.SIGKILL)

@@ -9,7 +9,20 @@ from typing import Any, assert_type
 import attrs
 
 import chrootfw
-from chrootfw import Command, Entry, Escalation, Instance, Mount, MountPoint, Omit, Parameter, Problem, Process, Root, Step
+from chrootfw import (
+    Command,
+    Entry,
+    Escalation,
+    Instance,
+    Mount,
+    MountPoint,
+    Omit,
+    Parameter,
+    Problem,
+    Process,
+    Root,
+    Step,
+)
 
 
 def embeds(runtime: chrootfw.Runtime) -> None:
