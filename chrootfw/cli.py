@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments in (["--version"], ["-V"]):
         print(f"chrootfw {chrootfw.__version__}")
         return DONE
-    options = _parser().parse_args(arguments)
+    options = _parse(arguments)
     os.chdir("/")  # a caller who stands inside an instance must not make its mounts busy twice
     run: Callable[[argparse.Namespace], int] = options.run
     try:
@@ -54,6 +54,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FAILED
     except KeyboardInterrupt:
         return 130
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    """What stands behind ``--`` is a command's, and not looked at."""
+    ours, command = arguments, None
+    if "exec" in arguments and "--" in arguments:
+        dashes = arguments.index("--")
+        ours, command = arguments[:dashes], arguments[dashes + 1 :]
+    options = _parser().parse_args(ours)
+    if options.verb == "exec" and command is not None:
+        options.command += command
+    return options
 
 
 def _have_stdio() -> None:
@@ -269,7 +281,7 @@ def _plan(options: argparse.Namespace) -> int:
 def _exec(options: argparse.Namespace) -> int:
     from chrootfw import entering
 
-    command = options.command[1:] if options.command[:1] == ["--"] else options.command
+    command: list[str] = options.command
     if not command:
         raise InputError("exec needs a command", hint="chrootfw exec NAME -- COMMAND …")
     env = {}
@@ -503,7 +515,7 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--user", metavar="USER", help="a name or number of the root's own /etc/passwd, or USER:GROUP")
     added.add_argument("--env", action="append", default=[], metavar="K=V", help="added to the clean environment")
     added.add_argument("--cwd", metavar="DIR", help="the working directory inside")
-    added.add_argument("command", nargs=argparse.REMAINDER, metavar="-- CMD …", help="the command and its arguments")
+    added.add_argument("command", nargs="*", metavar="-- CMD", help="the command and its arguments")
     verb("shell", _shell, "open a shell on a terminal of the instance's own")
     added = verb(
         "plan", _plan, "the exact steps of a start or stop, and which plugin answered; touches nothing", named=False

@@ -5,8 +5,8 @@ that is not ``None`` counts. *surround*: wrappers only. *observe*: every plugin 
 the run. Hooks have no side effects: what is to be done to the system is a ``Step``, applied by the core.
 
 A plugin implements as many hooks as it likes and names only the arguments it wants. Who is asked first:
-objects passed to ``Runtime`` (the last one first), then third-party plugins (by name, last first), then
-first-party plugins, then the defaults.
+objects passed to ``Runtime`` (the last one first), then the plugins that the instance names (likewise), then
+installed plugins (by name, last first), then the defaults.
 """
 
 from __future__ import annotations

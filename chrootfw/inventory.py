@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from typing import Any
 
+    from chrootfw.system.mounts import MountEntry
     from chrootfw.views import Process
 
 _CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
@@ -42,7 +43,7 @@ class Survey:
             if self.v1:
                 self.v1_groups = cgroups.everything(cgroups.home(self.v1, self.run_dir))
         self._rooted: dict[str, list[int]] | None = None
-        self._elsewhere: dict[int, int] | None = None
+        self._namespaces: dict[int, list[int]] | None = None
 
     @property
     def tracking(self) -> str:
@@ -79,37 +80,43 @@ class Survey:
         by_root = [pid for pid in self.rooted(name) if pid not in set(tracked)]
         return [*processes.describe(tracked, "cgroup"), *processes.describe(by_root, "root")]
 
-    def namespace_pid(self, namespace: int) -> int:
-        """A process that lives in a mount namespace, 0 when there is none."""
-        if self._elsewhere is None:
-            self._elsewhere = {}
+    def _pids_in(self, namespace: int) -> list[int]:
+        """The processes that live in a mount namespace."""
+        if self._namespaces is None:
+            self._namespaces = {}
             for pid in processes.all_pids():
                 try:
-                    self._elsewhere.setdefault(store.mount_namespace(pid), pid)
+                    self._namespaces.setdefault(store.mount_namespace(pid), []).append(pid)
                 except OSError:
                     continue
-        return self._elsewhere.get(namespace, 0)
+        return self._namespaces.get(namespace, [])
 
     def elsewhere(self, name: str, intent: dict[str, Any] | None) -> int:
         """A pid in the other mount namespace in which the instance is mounted, or 0 when it is not elsewhere."""
+        return self._found_elsewhere(name, intent)[0]
+
+    def _found_elsewhere(self, name: str, intent: dict[str, Any] | None) -> tuple[int, Sequence[MountEntry]]:
         if self.mounts(name) or not intent or not intents.is_current(intent):
-            return 0
+            return 0, []
         namespace = intent.get("namespace")
         if not namespace or namespace == store.mount_namespace():
-            return 0
-        pid = self.namespace_pid(namespace)
-        if pid:
+            return 0, []
+        for pid in self._pids_in(namespace):
             try:
-                if _by_instance(mounts.read_table(pid), self.run_dir).get(name):
-                    return pid
+                entries = _by_instance(mounts.read_table(pid), self.run_dir).get(name)
             except OSError:
-                return 0
-        return 0
+                continue
+            if entries:  # a process that is chrooted sees its own part of the table only
+                return pid, entries
+        return 0, []
 
     def state(self, name: str, intent: dict[str, Any] | None) -> InstanceState:
         """The instance's state; the intent only says whether a stop was asked for."""
-        mounted = bool(self.mounts(name)) or bool(self.elsewhere(name, intent))
+        _, there = self._found_elsewhere(name, intent)
+        mounted = bool(self.mounts(name)) or bool(there)
         if self.is_populated(name) or (mounted and self.rooted(name)):
+            return InstanceState.RUNNING
+        if there and processes.rooted({entry.id: name for entry in there}):
             return InstanceState.RUNNING
         stopping = bool(intent and intents.is_current(intent) and intent["phase"] == "stopping")
         if stopping and (mounted or unreleased(intent["disks"] if intent else (), settle=0)):

@@ -165,6 +165,12 @@ class Registry:
             name, number = f"{record.name}-{number}", number + 1
         record = attrs.evolve(record, name=name)
         hooks = tuple(self._checked_hooks(plugin, record))
+        if not hooks and record.band == "instance":
+            raise PluginLoadError(
+                f"{record.describe()} implements no hook",
+                hint="name a module, a class or an object with hooks",
+                plugin=name,
+            )
         try:
             self.manager.register(plugin, name)
         except (pluggy.PluginValidationError, ValueError) as error:

@@ -174,12 +174,14 @@ class Runtime:
             yield Chroot(self, info.name)
         except BaseException:
             try:
-                self.stop(info.name)
+                with self.interrupts.shield():
+                    self.stop(info.name)
             except ChrootfwError as error:
                 # The block's own failure is what the caller must see; this one is added to it.
                 log.error("stopping %s after a failure: %s", info.name, error)
             raise
-        self.stop(info.name)
+        with self.interrupts.shield():
+            self.stop(info.name)
 
     # -- looking ------------------------------------------------------------------------------------
 
@@ -217,9 +219,8 @@ class Runtime:
 
     def who_answers(self, instance: Instance | str) -> builtins.list[tuple[str, str, str]]:
         """``(stage, hook, plugin)``: who would answer each stage of an instance; touches nothing."""
-        wanted, text = self._wanted_or_recorded(instance)
-        registry = self._registry.for_instance(wanted.plugins)
-        job = self._job(self._resolve(wanted, registry, text), registry)
+        job = self._job_as_recorded_or_wanted(instance)
+        registry = job.stages.registry
         rows = [("mount", f"mount {point.target}", plugin) for plugin, point in job.stages.mount(job.instance)]
         hook = registry.manager.hook.chrootfw_pre_start
         rows += [("pre-start", "pre_start", i.plugin_name) for i in reversed(hook.get_hookimpls())]
@@ -230,13 +231,15 @@ class Runtime:
         rows.append(("unmount", "unmount_ordering", job.stages.unmount_ordering(job.instance, ())[0]))
         return rows
 
-    def _wanted_or_recorded(self, instance: Instance | str) -> tuple[Instance, str | None]:
+    def _job_as_recorded_or_wanted(self, instance: Instance | str) -> Job:
         if isinstance(instance, str):
             paths.check_name(instance)
-            intent = self._intent(instance)
-            if intent:
-                return Instance(**intent["instance"]), None
-        return self._wanted(instance)
+            if intent := self._intent(instance):
+                recorded = Instance(**intent["instance"])
+                return self._job(recorded, self._registry.for_instance(recorded.plugins))
+        wanted, text = self._wanted(instance)
+        registry = self._registry.for_instance(wanted.plugins)
+        return self._job(self._resolve(wanted, registry, text), registry)
 
     def parameters(self, plugins: Sequence[str] = ()) -> builtins.list[tuple[str, Parameter]]:
         """``(plugin, Parameter)`` pairs; the core's own have no plugin name."""
@@ -322,7 +325,10 @@ class Runtime:
         else:
             log.debug("%s: %s %s: %s", event.instance, event.what, event.stage, event.does)
         if self.on_event is not None:
-            self.on_event(event)
+            try:
+                self.on_event(event)
+            except Exception:
+                log.exception("the on_event callback failed")  # an observer cannot break the run
 
     def _job(self, instance: Instance, registry: Registry) -> Job:
         stages = Stages(registry, self._tell)
@@ -509,13 +515,21 @@ class Runtime:
         wanted, text = self._wanted(instance)
         registry = self._registry.for_instance(wanted.plugins)
         job = self._job(self._resolve(wanted, registry, text), registry)
+        job.intent = self._intent(job.name)
+        state = job.survey().state(job.name, job.intent)
+        transitions.check("start", job.name, state)
         answers = self._asked(job)
-        steps: builtins.list[tuple[str, str, str]] = [("mount", f"make {job.root}", "")]
+        mounted = state == InstanceState.MOUNTED
+        first = f"keep what is mounted on {job.root}, unmount what is in it" if mounted else f"make {job.root}"
+        steps: builtins.list[tuple[str, str, str]] = [("mount", first, "")]
         for plugin, point in answers.points:
+            if mounted and (point.target == "/" or point.at != "root"):
+                continue
             if isinstance(point.source, Step):
                 steps.append(("mount", point.source.describe(), plugin))
             steps.append(("mount", f"mount {point.describe()}", plugin))
-        steps.append(("mount", f"attach the tree on {job.root} in one step", ""))
+        if not mounted:
+            steps.append(("mount", f"attach the tree on {job.root} in one step", ""))
         for plugin, answer in job.stages.pre_start(job.instance, None):
             does = answer.describe() if isinstance(answer, Step) else f"problem: {answer.brief}"
             steps.append(("pre-start", does, plugin))

@@ -156,14 +156,15 @@ def plan_steps(job: Job, *, state: InstanceState) -> Sequence[tuple[str, str, st
         plugin, escalations = job.stages.kill_strategy(job.instance, given, force=False, timeout=None)
         for step in escalations:
             steps.append(("kill", f"{kill_plan.describe(step)} ({len(given)} now)", plugin))
+    debts = list(reversed((job.intent or {}).get("steps", [])))
+    steps += [("pre-start", f"undo {d['kind']}", d["plugin"]) for d in debts if d["stage"] == "pre-start"]
     entries = survey.mounts(job.name)
     if entries:
         plugin, order = job.stages.unmount_ordering(job.instance, unmounting.values(job, entries))
         by_id = {entry.id: entry for entry in entries}
         for mount in order:
             steps.append(("unmount", f"unmount {by_id[mount.id].mount_point.decode('utf-8', 'replace')}", plugin))
-    for record in reversed((job.intent or {}).get("steps", [])):
-        steps.append(("unmount", f"undo {record['kind']}", record["plugin"]))
+    steps += [("mount", f"undo {d['kind']}", d["plugin"]) for d in debts if d["stage"] == "mount"]
     if entries or job.intent:
         steps.append(("unmount", f"remove {job.run_dir}/{job.name}, prove that the disk is free", ""))
     return steps

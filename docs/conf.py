@@ -1,0 +1,34 @@
+"""Sphinx's configuration. ``sphinx-build -W -b html docs docs/_build/html`` builds the pages, without a network."""
+
+import sys
+from pathlib import Path
+
+import chrootfw
+
+sys.path.insert(0, str(Path(__file__).parent))  # for "generated" below
+
+project = "chrootfw"
+author = "the chrootfw authors"
+version = release = chrootfw.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "generated"]
+
+myst_enable_extensions = ["deflist"]
+myst_heading_anchors = 3
+
+add_module_names = False
+autodoc_class_signature = "mixed"
+autodoc_default_options = {"members": True, "member-order": "bysource"}
+autodoc_typehints = "signature"
+python_maximum_signature_line_length = 120
+
+html_theme = "furo"
+html_title = f"chrootfw {release}"
+html_copy_source = False
+html_show_copyright = False
+html_show_sphinx = False
+html_theme_options = {
+    "light_css_variables": {"color-brand-primary": "#0b6e5f", "color-brand-content": "#0b6e5f"},
+    "dark_css_variables": {"color-brand-primary": "#5fd3bf", "color-brand-content": "#5fd3bf"},
+}
+exclude_patterns = ["_build"]
