@@ -71,9 +71,10 @@ def from_table(name: str, table: Mapping[str, Any]) -> Instance:
 
 def _placed(error: InputError, path: str, text: str) -> DefinitionError:
     """The error with the file, and the line of the first key that it names."""
+    named = re.search(r"""(?:the|no) (?:parameter|key) ["']?([A-Za-z0-9_-]+)|^([a-z_]+) """, error.brief)
     for number, line in enumerate(text.splitlines(), 1):
         key = re.match(r"""\s*["']?([A-Za-z0-9_-]+)["']?\s*=""", line)
-        if key and re.search(rf"\b{re.escape(key[1])}\b", error.brief):
+        if key and named and key[1] in named.groups():
             return DefinitionError(f"{path}, line {number}: {error.brief}", error.details, error.hint)
     return DefinitionError(f"{path}: {error.brief}", error.details, error.hint)
 
@@ -86,9 +87,19 @@ def with_place(error: InputError, config_dir: str, name: str, text: str) -> Defi
 def resolve(instance: Instance, declared: Sequence[tuple[str, Parameter]]) -> Instance:
     """The instance with every parameter checked, and defaults filled in. Raises ``InputError``, ``PluginError``."""
     known = {parameter.name: (plugin, parameter) for plugin, parameter in declared}
+    for taken in ("name", *(parameter.name for parameter in FIELDS)):
+        if taken in known:
+            plugin = known[taken][0]
+            raise PluginError(
+                f"plugin {plugin}: declares the parameter {taken!r}, which is chrootfw's own",
+                plugin=plugin,
+                hook="chrootfw_parameters",
+            )
     known |= {parameter.name: ("", parameter) for parameter in FIELDS if parameter.name == "require_process"}
     filled: dict[str, Any] = {}
     for key, value in instance.params.items():
+        if key in ("disk", "init_script", "plugins", "name"):
+            raise InputError(f"{key} is a field of the instance, not one of its params", hint=f"Instance(…, {key}=…)")
         if key not in known:
             near = difflib.get_close_matches(key, [*known, *(p.name for p in FIELDS)], 1)
             raise InputError(
@@ -121,7 +132,7 @@ def _checked(plugin: str, parameter: Parameter, value: Any) -> Any:
         wrong = str(error)
     except InputError as error:
         raise InputError(f"the parameter {parameter.name}: {error.brief}", error.details, error.hint) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PluginError(
             f"plugin {plugin}: the check of parameter {parameter.name} raised {type(error).__name__}: {error}",
             plugin=plugin,

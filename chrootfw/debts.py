@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from chrootfw.errors import ChrootfwError, StepError
+from chrootfw.errors import ChrootfwError, PluginError, StepError
 from chrootfw.jobs import Job
 from chrootfw.model import Step
 
@@ -14,10 +15,19 @@ from chrootfw.model import Step
 def apply(job: Job, stage: str, plugin: str, step: Step) -> Mapping[str, Any]:
     """Record, apply, record the facts, which are returned. Raises ``StepError`` with blame."""
     who = job.stages.registry.record(plugin)
+    try:
+        does, arguments = step.describe(), step.arguments()
+        json.dumps(arguments)
+    except (Exception, SystemExit) as error:
+        raise PluginError(
+            f"{who.describe()}: the step {type(step).__name__} is not plain data: {_text(error)}",
+            hint="describe() returns a line, and the fields are JSON values",
+            plugin=plugin,
+        ) from error
     record: dict[str, Any] = {
         "kind": step.kind or type(step).__name__,
         "class": f"{type(step).__module__}:{type(step).__qualname__}",
-        "arguments": step.arguments(),
+        "arguments": arguments,
         "facts": None,
         "stage": stage,
         "plugin": plugin,
@@ -25,21 +35,16 @@ def apply(job: Job, stage: str, plugin: str, step: Step) -> Mapping[str, Any]:
         "version": who.version,
     }
     assert job.intent is not None
-    try:
-        job.save(steps=[*job.intent["steps"], record])
-    except TypeError as error:
-        job.intent["steps"].pop()
-        raise StepError(
-            f"{who.describe()}: the arguments of step {record['kind']} are no JSON values: {error}"
-        ) from error
-    with job.step(stage, step.describe(), plugin):
+    job.save(steps=[*job.intent["steps"], record])
+    with job.step(stage, does, plugin):
         try:
             facts = step.apply() or {}
+            json.dumps(facts)
             record["facts"] = dict(facts)
             job.save()
         except ChrootfwError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise StepError(
                 f"{who.describe()}: cannot {step.describe()}: {_text(error)}", hint="what it had done is undone"
             ) from error
@@ -60,7 +65,7 @@ def pay(job: Job, stages: tuple[str, ...]) -> list[str]:
             step = _restore(record)
             with job.step(record["stage"], does, record["plugin"]):
                 step.undo(record)
-        except Exception as error:  # whatever a plugin may raise: the others are paid all the same
+        except (Exception, SystemExit) as error:  # whatever a plugin may raise: the others are paid all the same
             failures.append(f"{record['kind']} {record['arguments']} of plugin {who}: {_text(error)}")
             continue
         job.intent["steps"].remove(record)

@@ -20,6 +20,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+#: How often a pipe is read after the end of the command: as much as a pipe can hold (pipe(7)).
+_DRAIN_MAX = 16
+
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -94,6 +97,11 @@ class Inside:
 
 def elsewhere(name: str, pid: int) -> TransitionError:
     """The error for an instance that lives in another mount namespace."""
+    if pid < 0:
+        return TransitionError(
+            f"{name} lives in another mount namespace, which has no process",
+            hint="its disk is in use: enter that mount namespace (nsenter --mount=FILE) and stop it there",
+        )
     return TransitionError(
         f"{name} lives in another mount namespace, that of pid {pid}", hint=f"ask there: nsenter -m -t {pid} chrootfw …"
     )
@@ -121,13 +129,13 @@ def execute(
     A terminal's Ctrl-C reaches the command directly; TERM and HUP sent to the caller are passed on. Raises ``ChrootfwError``; ``OSError`` when
     the command cannot be run.
     """
-    with Inside(run_dir, config_dir, name, user=user, env=env or {}, cwd=cwd) as inside:
+    with Inside(run_dir, config_dir, name, user=user, env=env or {}, cwd=cwd) as inside, _Forwarding() as forwarding:
         child = inside.spawn(argv, 0, 1, 2)
-    try:
-        with _Forwarding(child):
+        try:
+            forwarding.to(child)
             status = child.wait(None)
-    finally:
-        child.close()
+        finally:
+            child.close()
     assert status is not None
     return status if status >= 0 else 128 - status
 
@@ -135,18 +143,30 @@ def execute(
 class _Forwarding:
     """While the command runs: TERM and HUP go to it, INT and QUIT are its own business."""
 
-    def __init__(self, child: spawn.Child) -> None:
-        self.child = child
+    def __init__(self) -> None:
+        self.child: spawn.Child | None = None
+        self.arrived: list[int] = []
         self.before: dict[int, object] = {}
 
-    def __enter__(self) -> None:
+    def to(self, child: spawn.Child) -> None:
+        """Whom to forward to; what arrived before goes there now."""
+        self.child = child
+        for signum in self.arrived:
+            child.kill(signum)
+
+    def __enter__(self) -> _Forwarding:
         def forward(signum: int, _frame: object) -> None:
-            self.child.kill(signum)
+            if self.child is None:
+                self.arrived.append(signum)
+            else:
+                self.child.kill(signum)
 
         for signum in (signal.SIGTERM, signal.SIGHUP):
-            self.before[signum] = signal.signal(signum, forward)
+            if signal.getsignal(signum) != signal.SIG_IGN:  # nohup(1)
+                self.before[signum] = signal.signal(signum, forward)
         for signum in (signal.SIGINT, signal.SIGQUIT):
-            self.before[signum] = signal.signal(signum, signal.SIG_IGN)
+            self.before[signum] = signal.signal(signum, lambda _signum, _frame: None)
+        return self
 
     def __exit__(self, *_exc: object) -> None:
         for signum, handler in self.before.items():
@@ -209,8 +229,9 @@ def communicate(
                 poller.unregister(fd)
         if child.pidfd in ready:
             for fd in collect:
-                while _take(fd, collect[fd]):
-                    pass
+                for _ in range(_DRAIN_MAX):  # a daemon may go on writing
+                    if not _take(fd, collect[fd]):
+                        break
             if feed is not None:
                 os.close(feed[0])
             child.reap()

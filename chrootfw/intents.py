@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import os
 
-from chrootfw.errors import StepError
+from chrootfw.errors import NotSupported, StepError
 from chrootfw.system import store
 
 TYPE_CHECKING = False
@@ -46,21 +46,46 @@ def path(run_dir: str, name: str) -> str:
     return f"{run_dir}/{name}/intent.json"
 
 
+_SHAPE: dict[str, tuple[type, ...]] = {
+    "boot_id": (str,),
+    "namespace": (int,),
+    "instance": (dict,),
+    "definition": (str, type(None)),
+    "plugins": (list,),
+    "phase": (str,),
+    "init_ran": (bool,),
+    "stop_done": (bool,),
+    "started_at": (str, type(None)),
+    "entry": (dict, type(None)),
+    "disks": (list,),
+    "steps": (list,),
+}
+
+
 def load(run_dir: str, name: str) -> dict[str, Any] | None:
-    """The intent, or ``None`` when it is lost, damaged or of an unknown version. Raises ``TrustError``."""
+    """The intent, or ``None`` when it is lost or damaged.
+
+    Raises ``TrustError``, and ``NotSupported`` for one that a newer chrootfw wrote: what it owes is not known here.
+    """
     found = store.load(path(run_dir, name))
-    if not isinstance(found, dict) or found.get("version") != VERSION:
+    if not isinstance(found, dict):
         return None
-    instance = found.get("instance")
-    if not isinstance(instance, dict) or instance.get("name") != name or not isinstance(found.get("steps"), list):
+    version = found.get("version")
+    if isinstance(version, int) and version > VERSION:
+        raise NotSupported(
+            f"{name} was started by a newer chrootfw (record version {version})", hint="use that one to stop it"
+        )
+    if version != VERSION or not all(isinstance(found.get(key), types) for key, types in _SHAPE.items()):
         return None
-    return found
+    return found if found["instance"].get("name") == name else None
 
 
 def save(run_dir: str, name: str, intent: dict[str, Any]) -> None:
     """Replace it. Raises ``StepError``; the old one then stands."""
     try:
         store.write(path(run_dir, name), store.dump(intent))
+    except TypeError as error:
+        raise StepError(f"cannot write the record of {name}: {error}", hint="parameters must be JSON values") from error
     except OSError as error:
         raise StepError(
             f"cannot write the record of {name} into the run directory {run_dir}: {error.strerror}",

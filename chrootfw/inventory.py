@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 from chrootfw import intents
-from chrootfw.errors import InputError, NotFoundError, TrustError
+from chrootfw.errors import InputError, NotFoundError, NotSupported, TrustError
 from chrootfw.planning.paths import check_name
 from chrootfw.system import cgroups, disks, mounts, processes, store
 from chrootfw.views import InstanceInfo, InstanceState
@@ -35,6 +35,8 @@ class Survey:
         self.top = cgroups.hierarchy(self.raw_table)
         self.v1 = cgroups.memory_v1(self.raw_table)
         self.has_run_dir = os.path.isdir(self.run_dir)
+        if self.has_run_dir:
+            store.check_trusted(run_dir, what="run directory")
         self.cgroups: dict[str, list[str]] = {}
         self.v1_groups: dict[str, list[str]] = {}
         if self.has_run_dir:
@@ -92,7 +94,10 @@ class Survey:
         return self._namespaces.get(namespace, [])
 
     def elsewhere(self, name: str, intent: dict[str, Any] | None) -> int:
-        """A pid in the other mount namespace in which the instance is mounted, or 0 when it is not elsewhere."""
+        """A pid in the other mount namespace in which the instance is mounted, or 0 when it is not elsewhere.
+
+        -1: it is mounted in one that has no process.
+        """
         return self._found_elsewhere(name, intent)[0]
 
     def _found_elsewhere(self, name: str, intent: dict[str, Any] | None) -> tuple[int, Sequence[MountEntry]]:
@@ -108,12 +113,13 @@ class Survey:
                 continue
             if entries:  # a process that is chrooted sees its own part of the table only
                 return pid, entries
-        return 0, []
+        # A namespace may be kept without a process (nsenter(1) on a file); the disk tells whether it lives.
+        return (-1 if unreleased(intent["disks"], settle=0) else 0), []
 
     def state(self, name: str, intent: dict[str, Any] | None) -> InstanceState:
         """The instance's state; the intent only says whether a stop was asked for."""
-        _, there = self._found_elsewhere(name, intent)
-        mounted = bool(self.mounts(name)) or bool(there)
+        pid, there = self._found_elsewhere(name, intent)
+        mounted = bool(self.mounts(name)) or pid != 0
         if self.is_populated(name) or (mounted and self.rooted(name)):
             return InstanceState.RUNNING
         if there and processes.rooted({entry.id: name for entry in there}):
@@ -134,12 +140,18 @@ def _by_instance(raw_table: bytes, run_dir: str) -> dict[str, list[mounts.MountE
     return found
 
 
-def disks_of(entries: Iterable[mounts.MountEntry]) -> list[dict[str, Any]]:
-    """The disks of an instance whose record is lost, as far as the mount table tells: devices, loop devices too."""
+def disks_of(entries: Sequence[mounts.MountEntry]) -> list[dict[str, Any]]:
+    """The disk of an instance whose record is lost, as far as the mount table tells: a device, a loop device too.
+
+    Only what is mounted on the root alone, and nowhere outside the instance: a bind of the host's own file system has
+    the host's device, and everybody uses that.
+    """
+    ours = {entry.id for entry in entries}
+    elsewhere = {entry.dev for entry in mounts.table() if entry.id not in ours}
     return [
         {"kind": "block", "path": os.fsdecode(entry.source), "file": [0, 0], "devices": [entry.dev]}
-        for entry in entries
-        if entry.source.startswith(b"/dev/") and entry.root == b"/" and entry.fstype not in (b"devtmpfs", b"tmpfs")
+        for entry in entries[:1]
+        if entry.source.startswith(b"/dev/") and entry.root == b"/" and entry.dev not in elsewhere
     ]
 
 
@@ -179,7 +191,7 @@ def read_intent(survey: Survey, name: str) -> tuple[dict[str, Any] | None, list[
     """The intent, and notes on why it cannot be used."""
     try:
         return intents.load(survey.run_dir, name), []
-    except TrustError as error:
+    except (TrustError, NotSupported) as error:
         return None, [error.brief]
     except PermissionError:
         return None, ["its record can be read by root only"]
@@ -206,8 +218,9 @@ def show(survey: Survey, name: str) -> InstanceInfo:
         notes=notes,
     )
     if pid := survey.elsewhere(name, intent):
-        info.namespace = f"mount namespace {intent['namespace'] if intent else '?'}, that of pid {pid}"
-        info.notes = (*info.notes, f"lives in another mount namespace: nsenter -m -t {pid} chrootfw …")
+        whose = f"that of pid {pid}" if pid > 0 else "which has no process"
+        info.namespace = f"mount namespace {intent['namespace'] if intent else '?'}, {whose}"
+        info.notes = (*info.notes, f"lives in another mount namespace, {whose}: enter it with nsenter -m")
     if state == InstanceState.RUNNING:
         _account(survey, name, info)
     return info
@@ -304,7 +317,10 @@ def _started_at(survey: Survey, name: str, intent: dict[str, Any] | None, state:
         for path in survey.cgroups.get(name, ()):
             import time
 
-            return time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(os.stat(path).st_ctime))
+            try:
+                return time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(os.stat(path).st_ctime))
+            except FileNotFoundError:
+                return None
     return None
 
 

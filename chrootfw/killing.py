@@ -17,7 +17,7 @@ from chrootfw.system import cgroups, processes
 from chrootfw.views import Process
 
 #: As many pidfds are watched at once; beyond, the others are looked at again when these are gone.
-_WATCHED_MAX = 512
+_WATCHED_MAX = 256
 
 
 #: Finds outside holders, all of them or among some pids.

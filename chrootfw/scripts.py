@@ -12,7 +12,7 @@ from fcntl import F_SETFL, fcntl
 import attrs
 
 from chrootfw.entering import base_environment
-from chrootfw.errors import ScriptError
+from chrootfw.errors import InputError, ScriptError
 from chrootfw.interrupts import Interrupts
 from chrootfw.model import Command, Entry, Instance
 from chrootfw.system import spawn, users
@@ -43,6 +43,8 @@ class Result:
             return f"did not end within {seconds:g} s"
         if self.status < 0:
             return f"was ended by signal {-self.status}"
+        if self.status == spawn.LOST:
+            return "exited with status 255, or the embedding program reaped it (SIGCHLD ignored) and its status is lost"
         return f"exited with status {self.status}"
 
 
@@ -74,10 +76,11 @@ def run(
     both_fd = os.open(f"/proc/self/fd/{write_fd}", os.O_RDWR | os.O_CLOEXEC)
     os.close(write_fd)
     null_fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-    root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    root_fd = -1
     os.set_blocking(read_fd, False)
     output = _Tail()
     try:
+        root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         child = spawn.spawn(
             command.argv,
             root_fd=root_fd,
@@ -99,8 +102,12 @@ def run(
                 child.kill()
                 child.wait(5)
             child.close()
+        # First not blocking, then drained: a daemon that sleeps in a full pipe wakes up to EAGAIN.
+        fcntl(both_fd, F_SETFL, os.O_RDWR | os.O_NONBLOCK)
         output.drain(read_fd)
         return Result(status, bytes(output.kept), output.dropped)
+    except InputError as error:  # a user that the root does not know
+        raise ScriptError(f"cannot run {command.argv[0]} inside the root: {error.brief}", hint=error.hint) from error
     except OSError as error:
         raise ScriptError(
             f"cannot run {command.argv[0]} inside the root: {error.strerror}",

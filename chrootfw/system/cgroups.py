@@ -58,10 +58,10 @@ def create(home: str, name: str, controllers: Sequence[str] = ()) -> str:
     while True:
         number += 1
         path = f"{home}/{name}@{number}"
-        for directory in (top, home):
-            _make(directory)
-            _enable(directory, controllers)
         try:
+            for directory in (top, home):
+                _make(directory)
+                _enable(directory, controllers)
             os.mkdir(path, 0o755)
         except FileExistsError:
             continue
@@ -123,10 +123,6 @@ def is_populated(path: str) -> bool:
         return b"populated 1" in _read(f"{path}/cgroup.events")
     except FileNotFoundError:
         return False
-    except OSError as error:
-        if error.errno == errno.ENODEV:  # removed between open and read
-            return False
-        raise
 
 
 def pids(path: str) -> list[int]:
@@ -245,6 +241,10 @@ def _read(path: str) -> bytes:
         while chunk := os.read(fd, 1 << 16):
             chunks.append(chunk)
         return b"".join(chunks)
+    except OSError as error:
+        if error.errno == errno.ENODEV:  # removed between open and read
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from error
+        raise
     finally:
         os.close(fd)
 

@@ -16,7 +16,7 @@ from chrootfw.errors import InputError, LockError, StepError, TrustError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Any
 
 LOCKS = ".locks"
@@ -101,8 +101,13 @@ class Lock:
         self.release()
 
 
-def lock(run_dir: str, name: str, *, what: str, verb: str, seconds: float) -> Lock:
-    """The lock ``name``, waiting at most ``seconds`` for it. Raises ``LockError`` saying who holds it."""
+def lock(
+    run_dir: str, name: str, *, what: str, verb: str, seconds: float, check: Callable[[], None] = lambda: None
+) -> Lock:
+    """The lock ``name``, waiting at most ``seconds`` for it. Raises ``LockError`` saying who holds it.
+
+    ``check`` is called while waiting; what it raises ends the wait.
+    """
     path = f"{run_dir}/{LOCKS}/{name}"
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -119,6 +124,7 @@ def lock(run_dir: str, name: str, *, what: str, verb: str, seconds: float) -> Lo
                 break
             except BlockingIOError:
                 pass
+            check()
             left = deadline - time.monotonic()
             if left <= 0:
                 holder = os.pread(fd, 256, 0).decode("utf-8", "replace").strip()
@@ -204,7 +210,7 @@ def instances(run_dir: str) -> Iterator[str]:
     """The names that have a directory in the run directory."""
     try:
         names = os.listdir(run_dir)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return
     for name in sorted(names):
         if not name.startswith(".") and os.path.isdir(f"{run_dir}/{name}"):
@@ -224,7 +230,7 @@ def mount_namespace(pid: int | str = "thread-self") -> int:
 
 def dump(value: Any) -> bytes:
     """JSON as it is kept in the run directory."""
-    return json.dumps(value, indent=1, ensure_ascii=True, default=str).encode() + b"\n"
+    return json.dumps(value, indent=1, ensure_ascii=True).encode() + b"\n"
 
 
 def load(path: str) -> Any | None:

@@ -34,7 +34,28 @@ _ATTRIBUTES = {
 }
 #: Options that are the default, or speak to mount(8) and not to the kernel.
 _NO_EFFECT = frozenset(
-    ("defaults", "rw", "suid", "dev", "exec", "atime", "diratime", "relatime", "bind", "rbind", "loop")
+    (
+        "defaults",
+        "rw",
+        "suid",
+        "dev",
+        "exec",
+        "atime",
+        "diratime",
+        "relatime",
+        "bind",
+        "rbind",
+        "loop",
+        "auto",
+        "noauto",
+        "nofail",
+        "user",
+        "nouser",
+        "users",
+        "owner",
+        "group",
+        "_netdev",
+    )
 )
 _REFUSED = frozenset(
     ("shared", "rshared", "slave", "rslave", "private", "rprivate", "unbindable", "runbindable", "move", "remount")

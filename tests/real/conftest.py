@@ -115,14 +115,11 @@ def make_root(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def image(tmp_path: Path, make_root: Callable[..., Path]) -> Callable[..., Path]:
+def image(tmp_path: Path) -> Callable[..., Path]:
     """A factory of image files: ``image(fstype, size, init=…)`` holds a small root file system."""
 
     def make(fstype: str = "ext4", size: int | None = None, *, name: str = "disk", init: str | None = None) -> Path:
-        contents = make_root(f"{name}-contents", init)
-        path = roots.make_image(tmp_path / f"{name}.img", fstype, contents, size)
-        shutil.rmtree(contents)
-        return path
+        return roots.make_image(tmp_path / f"{name}.img", fstype, lambda place: roots.make_root(place, init), size)
 
     return make
 
@@ -134,7 +131,9 @@ def make_chroot(
     """A factory of defined instances; those that a test leaves running are stopped by force after it."""
     made: list[driving.Chroot] = []
 
-    def make(name: str = "web1", *, disk: Path | None = None, init: str | bytes | None = None, **params: Any) -> driving.Chroot:
+    def make(
+        name: str = "web1", *, disk: Path | None = None, init: str | bytes | None = None, **params: Any
+    ) -> driving.Chroot:
         instance = driving.Chroot(name, disk or make_root(name, init), cli, runtime, params)
         made.append(instance)
         return instance
@@ -157,7 +156,9 @@ def outside() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     started: list[subprocess.Popen[str]] = []
 
     def start(*argv: str, **how: Any) -> subprocess.Popen[str]:
-        process = subprocess.Popen(argv, text=True, **{"stdout": subprocess.DEVNULL, "stdin": subprocess.DEVNULL, **how})
+        process = subprocess.Popen(
+            argv, text=True, **{"stdout": subprocess.DEVNULL, "stdin": subprocess.DEVNULL, **how}
+        )
         started.append(process)
         return process
 
@@ -183,12 +184,12 @@ def mounted() -> Iterator[Callable[..., Path]]:
 
     yield mount
     for path in reversed(made):
-        if os.path.ismount(path):
+        if kernelview.mount_on(path):  # os.path.ismount sees no bind of the same file system
             subprocess.run(["umount", "--recursive", str(path)], check=True)
 
 
 @pytest.fixture
-def attach() -> Iterator[Callable[[Path], str]]:
+def attach(ground: leaks_module.Ground) -> Iterator[Callable[[Path], str]]:
     """A factory of block devices: a loop device over a file, which the test itself owns."""
     devices: list[str] = []
 
@@ -201,13 +202,17 @@ def attach() -> Iterator[Callable[[Path], str]]:
 
     yield make
     for device in devices:
-        subprocess.run(["losetup", "--detach", device], check=True)
+        if kernelview.loop_devices().get(device, "").startswith(f"{ground.files}/"):  # not detached by the test
+            subprocess.run(["losetup", "--detach", device], check=True)
 
 
 @pytest.fixture(scope="session")
-def debian_archive() -> Path:
-    """A tar file with a Debian system."""
-    return prepare.debian_system()
+def debian_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A directory with a whole Debian system, to be copied."""
+    path = tmp_path_factory.mktemp("debian")
+    roots.extract(prepare.debian_system(), path)
+    yield path
+    shutil.rmtree(path)
 
 
 def _mount(*arguments: str) -> None:

@@ -31,18 +31,19 @@ server {{
 
 
 class Debian:
-    """An instance's Debian: its root file system in a directory, and the ports of its services."""
+    """An instance's Debian, with ports of its own for its services."""
 
-    def __init__(self, name: str, archive: Path, root: Path) -> None:
+    def __init__(self, name: str) -> None:
         self.name = name
         self.web_port, self.redis_port = free_ports(2)
-        root.mkdir()
-        roots.extract(archive, root)
+
+    def configure(self, root: Path) -> None:
+        """Turn a copy of the Debian system into this instance's."""
         (root / "etc/chrootfw").mkdir()
         roots.write_init(root, _INIT)
         (root / "etc/nginx/sites-enabled/default").unlink()
         (root / "etc/nginx/sites-enabled/instance").write_text(_SITE.format(port=self.web_port))
-        (root / "var/www/html/index.html").write_text(PAGE.format(name=name))
+        (root / "var/www/html/index.html").write_text(PAGE.format(name=self.name))
         with (root / "etc/redis/redis.conf").open("a") as file:
             file.write(f"bind 127.0.0.1\nport {self.redis_port}\n")
 

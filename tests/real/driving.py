@@ -61,7 +61,11 @@ class Cli:
         prefix: Sequence[str] = (),
         **how: Any,
     ) -> Result:
-        """Run it to its end. ``expect``: the exit status, or those that will do. ``says``: words of the error's first line."""
+        """Run it to its end.
+
+        ``expect``: the exit status, or those that will do. ``says``: words that the error's first line must have.
+        """
+        __tracebackhide__ = True
         process = self.begin(*argv, env=env, prefix=prefix, **how)
         return self.end(process, expect=expect, says=says)
 
@@ -77,13 +81,18 @@ class Cli:
         return subprocess.Popen(command, env={**self.environment(), **(env or {})}, **how)
 
     def end(
-        self, process: subprocess.Popen[str], *, expect: int | Collection[int] = 0, says: Collection[str] = (), timeout: float = TIMEOUT,
+        self,
+        process: subprocess.Popen[str],
+        *,
+        expect: int | Collection[int] = 0,
+        says: Collection[str] = (),
         input: str | None = None,
-    ) -> Result:  # fmt: skip
+    ) -> Result:
         """Wait for its end and look at how it went."""
+        __tracebackhide__ = True
         argv = process.args[process.args.index("chrootfw") + 1 :]  # type: ignore[index,union-attr]  # a list, from begin
         try:
-            stdout, stderr = process.communicate(input, timeout=timeout)
+            stdout, stderr = process.communicate(input, timeout=TIMEOUT)
         except subprocess.TimeoutExpired:
             process.kill()
             stdout, stderr = process.communicate()
@@ -106,9 +115,11 @@ class Cli:
 
     def environment(self) -> dict[str, str]:
         packages = {str(Path(_origin(name)).parent.parent): None for name in ("chrootfw", "chrootfw_defaults")}
+        inherited = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
         return {
-            **os.environ,
+            **inherited,
             "PYTHONPATH": os.pathsep.join(packages),
+            "PYTHONPYCACHEPREFIX": str(self.ground.files / "bytecode"),  # compiled once, and outside the tree
             "CHROOTFW_RUN_DIR": str(self.run_dir),
             "CHROOTFW_CONFIG_DIR": str(self.config_dir),
         }
@@ -142,6 +153,7 @@ class Chroot:
 
     def cli(self, verb: str, *argv: str, **how: Any) -> Result:
         """Run the command for this instance."""
+        __tracebackhide__ = True
         first, *more = verb.split(" ")
         return self._cli(first, *more, self.name, *argv, **how)
 
@@ -166,7 +178,11 @@ class Chroot:
 
     def pids(self, command: str = "") -> set[int]:
         """Its own processes, or those with one command."""
-        return {process.pid for process in self.runtime.processes(self.name) if process.own and command in ("", process.command)}
+        return {
+            process.pid
+            for process in self.runtime.processes(self.name)
+            if process.own and command in ("", process.command)
+        }
 
     def calls(self) -> list[str]:
         """What its init script was called with, one after the other."""

@@ -74,7 +74,10 @@ class Snapshot:
         """What is new since ``before``, and which mounts are missing, a line each."""
         return [
             *(f"left: {self.mounts[mount]}" for mount in sorted(self.mounts.keys() - before.mounts.keys())),
-            *(f"left: {device} over {self.loops[device]}" for device in sorted(self.loops.keys() - before.loops.keys())),
+            *(
+                f"left: {device} over {self.loops[device]}"
+                for device in sorted(self.loops.keys() - before.loops.keys())
+            ),
             *(f"left: cgroup {path}" for path in sorted(self.cgroups - before.cgroups)),
             *(f"left: directory {path}" for path in sorted(self.directories - before.directories)),
             *(f"left: {process}" for process in sorted(self.processes - before.processes)),

@@ -21,6 +21,7 @@ TOOLS = (
     "busybox-static",
     "debian-archive-keyring",
     "e2fsprogs",
+    "fdisk",
     "mmdebstrap",
     "mount",
     "squashfs-tools",
@@ -98,7 +99,10 @@ def _debian_sources() -> list[str]:
 
 def _is_installed(package: str) -> bool:
     shown = subprocess.run(
-        ["dpkg-query", "--show", "--showformat=${db:Status-Status}", package], capture_output=True, text=True, check=False
+        ["dpkg-query", "--show", "--showformat=${db:Status-Status}", package],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return shown.stdout == "installed"
 

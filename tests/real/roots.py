@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 #: Where an instance's init script is unless it says otherwise.
@@ -29,7 +29,7 @@ _DIRECTORIES = ("bin", "dev", "etc/chrootfw", "mnt", "proc", "root", "run", "srv
 _USERS = "root:x:0:0:root:/root:/bin/sh\nweb:x:1000:1001:Web:/srv:/bin/sh\n"
 _GROUPS = "root:x:0:\nweb:x:1001:\npictures:x:1002:web\n"
 
-#: How to make a file system on a file; how large such a file is; how to check it without writing to it.
+#: By type of file system: how to make one, how large its file is here, how to check it without writing to it.
 MAKERS: Mapping[str, tuple[str, ...]] = {
     "ext4": ("mkfs.ext4", "-q", "-F"),
     "xfs": ("mkfs.xfs", "-q", "-f"),
@@ -51,7 +51,7 @@ def script(start: str = DAEMON, stop: str = END_DAEMON) -> str:
 def make_root(path: Path, init: str | bytes | None = None) -> Path:
     """A root file system in the directory ``path``. ``init``: the init script's text; ``None`` for the plain one."""
     for directory in _DIRECTORIES:
-        (path / directory).mkdir(parents=True)
+        (path / directory).mkdir(parents=True, exist_ok=True)
     (path / "tmp").chmod(0o1777)
     shutil.copy("/bin/busybox", path / "bin/busybox")
     for applet in _APPLETS:
@@ -69,31 +69,32 @@ def write_init(root: Path, text: str | bytes, *, name: str = INIT) -> None:
     file.chmod(0o755)
 
 
-def make_image(path: Path, fstype: str, contents: Path | None = None, size: int | None = None) -> Path:
-    """A sparse file with a file system that holds a copy of ``contents``, a directory or a tar file."""
+def make_image(path: Path, fstype: str, fill: Callable[[Path], object] | None = None, size: int | None = None) -> Path:
+    """A sparse file with a file system; ``fill`` is called with the directory where its contents are to be put."""
+    place = path.with_name(f"{path.name}.contents")
     if fstype == "squashfs":
-        _run("mksquashfs", str(contents), str(path), "-quiet", "-no-progress")
+        assert fill is not None
+        fill(place)
+        _run("mksquashfs", str(place), str(path), "-quiet", "-no-progress")
+        shutil.rmtree(place)
         return path
     with path.open("xb") as file:
         file.truncate(size or SIZES[fstype])
     _run(*MAKERS[fstype], str(path))
-    if contents is not None:
-        _fill(path, contents)
+    if fill is not None:
+        place.mkdir()
+        _run("mount", "-o", "loop", str(path), str(place))
+        try:
+            fill(place)
+        finally:
+            _run("umount", str(place))
+            place.rmdir()
     return path
 
 
-def _fill(image: Path, contents: Path) -> None:
-    place = image.with_name(f"{image.name}.mounted")
-    place.mkdir()
-    _run("mount", "-o", "loop", str(image), str(place))
-    try:
-        if contents.is_dir():
-            _run("cp", "--archive", "--no-target-directory", str(contents), str(place))
-        else:
-            extract(contents, place)
-    finally:
-        _run("umount", str(place))
-        place.rmdir()
+def copy(template: Path, directory: Path) -> None:
+    """A copy of a root file system, as it is."""
+    _run("cp", "--archive", "--no-target-directory", str(template), str(directory))
 
 
 def extract(archive: Path, directory: Path) -> None:

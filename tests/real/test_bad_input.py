@@ -1,4 +1,7 @@
-"""Bad names, disks, scripts, directories and states: one clear sentence, nothing left, and good input works afterwards."""
+"""Bad names, disks, scripts, directories and states.
+
+Each gives one clear sentence and leaves nothing, and good input works afterwards.
+"""
 
 from __future__ import annotations
 
@@ -40,14 +43,19 @@ BAD_NAMES = {
 }
 
 
-@pytest.mark.parametrize("verb", ["start", "stop", "reboot", "cleanup", "info", "ps", "plan start", "plan stop"])
+@pytest.mark.parametrize("verb", ["start", "stop"])
 @pytest.mark.parametrize("kind", BAD_NAMES)
 def test_a_bad_name(cli: Cli, run_dir: Path, kind: str, verb: str) -> None:
     before = sorted(run_dir.iterdir())
-    refused = cli(*verb.split(), "--", BAD_NAMES[kind], expect=2)
-    assert "name" in refused.stderr
+    refused = cli(verb, "--", BAD_NAMES[kind], expect=2, says=["name"])
     assert "\x1b" not in refused.stderr
     assert sorted(run_dir.iterdir()) == before
+
+
+@pytest.mark.parametrize("verb", ["reboot", "cleanup", "info", "ps", "plan start", "plan stop", "plugins"])
+@pytest.mark.parametrize("kind", ["empty", "up", "newline", "option"])
+def test_a_bad_name_for_every_other_verb(cli: Cli, kind: str, verb: str) -> None:
+    cli(*verb.split(), "--", BAD_NAMES[kind], expect=2, says=["name"])
 
 
 def test_a_name_like_an_option(cli: Cli) -> None:
@@ -288,7 +296,9 @@ def test_a_bad_disk(web1: Chroot, tmp_path: Path, make: Callable[[Path], Path]) 
     web1.cli("start")
 
 
-def test_an_image_mounted_elsewhere(make_chroot: MakeChroot, image: Callable[..., Path], mounted: Callable[..., Path], tmp_path: Path) -> None:
+def test_an_image_mounted_elsewhere(
+    make_chroot: MakeChroot, image: Callable[..., Path], mounted: Callable[..., Path], tmp_path: Path
+) -> None:
     web1 = make_chroot(disk=image())
     place = mounted(tmp_path / "elsewhere", "-o", "loop", str(web1.disk))
     web1.cli("start", expect=1, says=[str(web1.disk), str(place)])
@@ -297,7 +307,11 @@ def test_an_image_mounted_elsewhere(make_chroot: MakeChroot, image: Callable[...
 
 
 def test_a_block_device_mounted_elsewhere(
-    make_chroot: MakeChroot, image: Callable[..., Path], attach: Callable[[Path], str], mounted: Callable[..., Path], tmp_path: Path
+    make_chroot: MakeChroot,
+    image: Callable[..., Path],
+    attach: Callable[[Path], str],
+    mounted: Callable[..., Path],
+    tmp_path: Path,
 ) -> None:
     device = attach(image())
     web1 = make_chroot(disk=Path(device))
@@ -308,7 +322,9 @@ def test_a_block_device_mounted_elsewhere(
     web1.cli("stop")
 
 
-def test_an_image_attached_by_somebody_else(make_chroot: MakeChroot, image: Callable[..., Path], attach: Callable[[Path], str]) -> None:
+def test_an_image_attached_by_somebody_else(
+    make_chroot: MakeChroot, image: Callable[..., Path], attach: Callable[[Path], str]
+) -> None:
     web1 = make_chroot(disk=image())
     device = attach(web1.disk)
     web1.cli("start", expect=1, says=[str(web1.disk), device])
@@ -334,7 +350,6 @@ def test_an_image_that_another_instance_uses(
     web2.cli("start", expect=1, says=[str(path)])
     assert not mounts_below(web2.root)
     assert web1.state == "running"
-    web1.cli("stop")
 
 
 def test_of_two_instances_on_one_image_started_at_once_one_wins(
@@ -483,10 +498,11 @@ def memory_of(cli: Cli, *argv: str, expect: int) -> int:
 
 def test_a_daemon_that_keeps_the_output_open(make_chroot: MakeChroot) -> None:
     """The start does not wait for it, and it can go on writing, much, for ever."""
-    daemon = "/bin/sh -c 'until [ -e /srv/go ]; do usleep 1000; done; dd if=/dev/zero bs=1M count=5; echo x; touch /srv/wrote; sleep 3600' &"
+    writes = "until [ -e /srv/go ]; do usleep 1000; done; dd if=/dev/zero bs=1M count=5; echo x; touch /srv/wrote"
+    daemon = f"/bin/sh -c '{writes}; sleep 3600' & echo $! > /run/daemon"
     web1 = make_chroot(init=roots.script(start=daemon, stop="true"), start_timeout=3600)
     web1.cli("start")
-    (writer,) = web1.pids("sh")
+    writer = int((web1.root / "run/daemon").read_text())
     (web1.disk / "srv/go").touch()
     wait_until((web1.disk / "srv/wrote").exists, "it wrote")
     assert is_running(writer)
@@ -651,7 +667,7 @@ def test_a_verb_in_each_state(
 ) -> None:
     expected = {
         ("running", "start"): 1, ("running", "cleanup"): 1, ("running", "reboot"): 0,
-        ("mounted", "start"): 1, ("mounted", "cleanup"): 0, ("mounted", "reboot"): 0,
+        ("mounted", "start"): 0, ("mounted", "cleanup"): 0, ("mounted", "reboot"): 0,
         ("held", "start"): 1, ("held", "cleanup"): 4, ("held", "reboot"): (1, 4),
     }[state, verb]  # fmt: skip
     if state == "mounted":

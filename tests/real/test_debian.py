@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,21 +21,24 @@ Make = Callable[[str, str], tuple[Debian, Chroot]]
 
 
 @pytest.fixture
-def make_debian(
-    debian_archive: Path, tmp_path: Path, make_chroot: Callable[..., Chroot]
-) -> Iterator[Make]:
+def make_debian(debian_system: Path, tmp_path: Path, make_chroot: Callable[..., Chroot]) -> Make:
     """``make_debian(name, disk)``: an instance that runs Debian from a disk of one of ``DISKS``."""
 
     def make(name: str, disk: str) -> tuple[Debian, Chroot]:
-        root = tmp_path / f"{name}.root"
-        debian = Debian(name, debian_archive, root)
-        if disk == "directory":
-            return debian, make_chroot(name, disk=root)
-        image = roots.make_image(tmp_path / f"{name}.img", disk, root, IMAGE_SIZE)
-        shutil.rmtree(root)
-        return debian, make_chroot(name, disk=image)
+        debian = Debian(name)
 
-    yield make
+        def fill(root: Path) -> None:
+            roots.copy(debian_system, root)
+            debian.configure(root)
+
+        if disk == "directory":
+            path = tmp_path / f"{name}.root"
+            fill(path)
+        else:
+            path = roots.make_image(tmp_path / f"{name}.img", disk, fill, IMAGE_SIZE)
+        return debian, make_chroot(name, disk=path)
+
+    return make
 
 
 @pytest.mark.parametrize("disk", DISKS)
@@ -49,7 +51,13 @@ def test_its_whole_life(make_debian: Make, disk: str, cli: Cli, tracking: str) -
     (listed,) = cli.json("list")["instances"]
     assert (listed["name"], listed["state"], listed["tracking"]) == ("web1", "running", tracking)
     assert listed["processes"] == len(chroot.pids())
-    assert {process["command"] for process in chroot.cli("ps", "--json").json()["processes"]} >= {"nginx", "redis-server", "cron"}
+    assert {process["command"] for process in chroot.cli("ps", "--json").json()["processes"]} >= {
+        "nginx",
+        "redis-server",
+        "cron",
+    }
+
+    assert "running" in chroot.cli("info").stdout
 
     before, root_mount = chroot.pids(), chroot.root_mount
     chroot.cli("reboot")
@@ -57,13 +65,14 @@ def test_its_whole_life(make_debian: Make, disk: str, cli: Cli, tracking: str) -
     assert chroot.root_mount == root_mount
     assert not before & chroot.pids()
 
-    chroot.cli("stop")
+    chroot.cli("stop", "--keep-mounted")
+    assert chroot.state == "mounted"
+    assert debian.is_silent()
+    chroot.cli("cleanup")
     assert chroot.state == "absent"
     assert chroot.is_gone()
-    assert debian.is_silent()
     if disk != "directory":
         roots.check_image(chroot.disk, disk)
-    chroot.cli("cleanup")
 
 
 @pytest.mark.parametrize("disk", DISKS)

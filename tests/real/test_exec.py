@@ -174,7 +174,12 @@ def test_run_has_the_shape_of_subprocess_run(started: Chroot) -> None:
     assert run("web1", ["/bin/cat"], input="text", capture_output=True, text=True).stdout == "text"
     assert run("web1", ["/bin/false"]).returncode == 1
     assert run("web1", ["/bin/sh", "-c", "kill -9 $$"]).returncode == -9
-    assert run("web1", ["/bin/sh", "-c", "echo out; echo err >&2"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT).stdout == b"out\nerr\n"
+    assert (
+        run(
+            "web1", ["/bin/sh", "-c", "echo out; echo err >&2"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ).stdout
+        == b"out\nerr\n"
+    )
     assert run("web1", ["/bin/echo", "x"], stdout=subprocess.DEVNULL).stdout is None
 
 

@@ -10,15 +10,25 @@ from pathlib import Path
 import pytest
 import roots
 from driving import Chroot, Cli
-from kernelview import is_running, loops_over, wait_until
+from kernelview import is_running, loops_over, mounts_below, wait_until
 
 import chrootfw
 
 MakeChroot = Callable[..., Chroot]
 Outside = Callable[..., "subprocess.Popen[str]"]
 
-_MAP = "import mmap,os,sys,time; fd=os.open(sys.argv[1],os.O_RDONLY); m=mmap.mmap(fd,1,prot=1); os.close(fd); print(); time.sleep(3600)"
-_SOCKET = "import socket,sys,time; s=socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); print(); time.sleep(3600)"
+# Python's own mmap keeps a descriptor beside the mapping.
+_MAP = """
+import ctypes, os, sys, time
+fd = os.open(sys.argv[1], os.O_RDONLY)
+ctypes.CDLL(None).mmap(None, ctypes.c_size_t(1), 1, 1, fd, ctypes.c_long(0))
+os.close(fd)
+print(flush=True)
+time.sleep(3600)
+"""
+_SOCKET = (
+    "import socket,sys,time; s=socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); print(flush=True); time.sleep(3600)"
+)
 
 
 def by_cwd(outside: Outside, root: Path) -> subprocess.Popen[str]:
@@ -74,9 +84,7 @@ HOLDERS = {
 
 
 @pytest.fixture(params=["directory", "ext4"])
-def held_by(
-    request: pytest.FixtureRequest, make_chroot: MakeChroot, image: Callable[..., Path]
-) -> Chroot:
+def held_by(request: pytest.FixtureRequest, make_chroot: MakeChroot, image: Callable[..., Path]) -> Chroot:
     """An instance to be held, on a directory and on an image."""
     return make_chroot(disk=image(name="held", init=roots.script()) if request.param == "ext4" else None)
 
@@ -156,6 +164,50 @@ def test_a_holder_that_is_a_loop_device(make_chroot: MakeChroot, image: Callable
     subprocess.run(["losetup", "--detach", device], check=True)
     web1.cli("cleanup")
     assert web1.is_gone()
+
+
+def test_somebody_elses_loop_device_over_the_image_is_not_ours(
+    make_chroot: MakeChroot, image: Callable[..., Path], attach: Callable[[Path], str]
+) -> None:
+    web1 = make_chroot(disk=image())
+    web1.start()
+    device = attach(web1.disk)
+    web1.cli("stop")
+    assert not mounts_below(web1.root)
+    assert loops_over(web1.disk) == [device]
+
+
+@pytest.mark.parametrize("verb", ["stop --kill-holders", "stop --kill-holders --force", "cleanup", "info"])
+def test_a_device_that_was_ours_once_is_not_ours_for_ever(
+    make_chroot: MakeChroot,
+    image: Callable[..., Path],
+    mounted: Callable[..., Path],
+    outside: Outside,
+    tmp_path: Path,
+    verb: str,
+) -> None:
+    """The number of a loop device that was released is soon another file's: who uses that one is a stranger."""
+    web1 = make_chroot(disk=image())
+    web1.start()
+    (device,) = loops_over(web1.disk)
+    holder = _ready(outside("unshare", "--mount", "sh", "-c", "echo; exec sleep 3600", stdout=subprocess.PIPE))
+    web1.cli("stop", expect=4)
+    holder.kill()
+    holder.wait()
+    wait_until(lambda: not loops_over(web1.disk), "the kernel let go of the image")
+    subprocess.run(["losetup", device, str(image(name="strangers"))], check=True)
+    place = mounted(tmp_path / "strangers", device)
+    subprocess.run(["losetup", "--detach", device], check=True)  # happens when it is unmounted
+    stranger = outside("sleep", "3600", cwd=place)
+
+    done = web1.cli(verb)
+
+    assert stranger.poll() is None
+    assert str(stranger.pid) not in done.stdout + done.stderr
+    web1.cli("cleanup")
+    assert web1.state == "absent"
+    stranger.kill()
+    stranger.wait()
 
 
 def test_held_until_the_holder_is_gone(web1: Chroot, outside: Outside) -> None:
@@ -250,19 +302,18 @@ def test_the_command_that_stops_never_signals_itself_or_those_above_it(web1: Chr
     assert web1.is_gone()
 
 
-def test_processes_of_another_instance_are_spared(make_chroot: MakeChroot, cli: Cli) -> None:
+def test_processes_of_another_instance_are_spared(make_chroot: MakeChroot) -> None:
     web1, web2 = make_chroot("web1"), make_chroot("web2")
     web1.start()
     web2.start()
     with (web1.root / "etc/passwd").open() as file:
-        inside = cli.begin("exec", "web2", "--", "/bin/sh", "-c", "touch /run/up; exec sleep 3600", stdin=file)
-    wait_until((web2.root / "run/up").exists, "web2 has a process with a file of web1")
+        web2.runtime.run("web2", ["/bin/sh", "-c", "exec 3<&0 > /dev/null 2>&1; sleep 3600 &"], stdin=file, check=True)
     neighbours = web2.pids()
+    assert len(neighbours) == 2
 
     web1.cli("stop", "--kill-holders", "--timeout", "0.1", expect=4, says=["web1"])
 
     assert web2.pids() == neighbours
     web2.cli("stop")
-    inside.communicate()
     web1.cli("cleanup")
     assert web1.is_gone()

@@ -21,7 +21,9 @@ MakeChroot = Callable[..., Chroot]
 
 
 @pytest.mark.parametrize("fstype", ["ext4", "xfs", "btrfs"])
-def test_an_image_lives_and_is_clean_afterwards(make_chroot: MakeChroot, image: Callable[..., Path], fstype: str) -> None:
+def test_an_image_lives_and_is_clean_afterwards(
+    make_chroot: MakeChroot, image: Callable[..., Path], fstype: str
+) -> None:
     web1 = make_chroot(disk=image(fstype))
 
     web1.cli("start")
@@ -43,7 +45,9 @@ def test_a_read_only_image(make_chroot: MakeChroot, image: Callable[..., Path]) 
     assert web1.is_gone()
 
 
-def test_read_only_keeps_a_writable_disk_from_being_written(make_chroot: MakeChroot, image: Callable[..., Path]) -> None:
+def test_read_only_keeps_a_writable_disk_from_being_written(
+    make_chroot: MakeChroot, image: Callable[..., Path]
+) -> None:
     disk = image("ext4")
     before = disk.read_bytes()
     web1 = make_chroot(disk=disk, read_only=True)
@@ -71,9 +75,7 @@ def test_a_block_device_stays_attached_and_is_free_afterwards(
     roots.check_image(file, "ext4")
 
 
-def test_a_directory_is_bound_without_what_is_mounted_below_it(
-    web1: Chroot, mounted: Callable[..., Path]
-) -> None:
+def test_a_directory_is_bound_without_what_is_mounted_below_it(web1: Chroot, mounted: Callable[..., Path]) -> None:
     mounted(web1.disk / "mnt", "-t", "tmpfs", "tmpfs")
     (web1.disk / "mnt/on-the-host").touch()
 
@@ -110,7 +112,10 @@ def test_binds(make_chroot: MakeChroot, tmp_path: Path) -> None:
     web1 = make_chroot(binds=[f"{tmp_path}/pictures:/srv/pictures", f"{tmp_path}/music:/mnt/music:ro"])
     web1.start()
     for path in ("/srv/pictures/here", "/mnt/music/here"):
-        assert web1.runtime.run("web1", ["/bin/cat", path], capture_output=True, text=True).stdout == Path(path).parent.name
+        assert (
+            web1.runtime.run("web1", ["/bin/cat", path], capture_output=True, text=True).stdout
+            == Path(path).parent.name
+        )
     assert web1.runtime.run("web1", ["/bin/touch", "/srv/pictures/new"]).returncode == 0
     assert web1.runtime.run("web1", ["/bin/touch", "/mnt/music/new"], capture_output=True).returncode != 0
     web1.stop()
@@ -140,7 +145,9 @@ def test_the_script_runs_with_nothing_of_the_callers(make_chroot: MakeChroot, cl
 
     os.close(read_end)
     os.close(write_end)
-    found = {name: (web1.disk / "srv" / name).read_text() for name in ("env", "cwd", "umask", "stdin", "fds", "signals")}
+    found = {
+        name: (web1.disk / "srv" / name).read_text() for name in ("env", "cwd", "umask", "stdin", "fds", "signals")
+    }
     variables = dict(line.split("=", 1) for line in found["env"].splitlines())
     assert variables.pop("PWD", "/") == "/"  # the shell's own
     assert variables.pop("SHLVL", "1") == "1"
@@ -258,25 +265,29 @@ class Touch(chrootfw.Step):
 
 
 @pytest.mark.parametrize(
-    "params",
+    ("params", "words"),
     [
-        pytest.param({"fstype": "xfs"}, id="mount: wrong type"),
-        pytest.param({"mount_options": ["no_such_option"]}, id="mount: wrong option"),
-        pytest.param({"binds": ["/no/such/directory:/mnt"]}, id="mount: missing source"),
-        pytest.param({"min_free": 1 << 30}, id="pre-start: no space"),
-        pytest.param({"init_script": "/no/such/script"}, id="pre-start: no script"),
-        pytest.param({"start_timeout": 0.2, "init_script": "/srv/hangs"}, id="init-start: hangs"),
-        pytest.param({"init_script": "/srv/fails"}, id="init-start: fails and leaves a daemon"),
+        pytest.param({"fstype": "xfs"}, "disk.img", id="mount: wrong type"),
+        pytest.param({"mount_options": ["no_such_option"]}, "no_such_option", id="mount: wrong option"),
+        pytest.param({"binds": ["/no/such/directory:/mnt"]}, "/no/such/directory", id="mount: missing source"),
+        pytest.param({"min_free": 1 << 30}, "web1", id="pre-start: no space"),
+        pytest.param({"init_script": "/no/such/script"}, "web1", id="pre-start: no script"),
+        pytest.param({"start_timeout": 0.2, "init_script": "/srv/hangs"}, "web1", id="init-start: hangs"),
+        pytest.param({"init_script": "/srv/fails"}, "web1", id="init-start: fails and leaves a daemon"),
     ],
 )
-def test_a_start_that_fails_is_undone(make_chroot: MakeChroot, tmp_path: Path, params: dict[str, object]) -> None:
-    contents = roots.make_root(tmp_path / "contents")
-    roots.write_init(contents, "#!/bin/sh\n/bin/sleep 3600 & sleep 3600", name="srv/hangs")
-    roots.write_init(contents, "#!/bin/sh\n/bin/sleep 3600 & exit 1", name="srv/fails")
-    disk = roots.make_image(tmp_path / "disk.img", "ext4", contents)
+def test_a_start_that_fails_is_undone(
+    make_chroot: MakeChroot, tmp_path: Path, params: dict[str, object], words: str
+) -> None:
+    def fill(root: Path) -> None:
+        roots.make_root(root)
+        roots.write_init(root, "#!/bin/sh\n/bin/sleep 3600 & sleep 3600", name="srv/hangs")
+        roots.write_init(root, "#!/bin/sh\n/bin/sleep 3600 & exit 1", name="srv/fails")
+
+    disk = roots.make_image(tmp_path / "disk.img", "ext4", fill)
     web1 = make_chroot(disk=disk, **params)
 
-    web1.cli("start", expect=1, says=["web1"])
+    web1.cli("start", expect=1, says=[words])
 
     assert web1.is_gone()
     assert not web1.root.parent.exists()
@@ -343,7 +354,9 @@ def test_stop_runs_the_script_once(web1: Chroot) -> None:
         pytest.param("sleep 3600", "0.2", id="hangs"),
     ],
 )
-def test_a_stop_script_that_goes_wrong_is_told_and_the_stop_goes_on(make_chroot: MakeChroot, stop: str, words: str) -> None:
+def test_a_stop_script_that_goes_wrong_is_told_and_the_stop_goes_on(
+    make_chroot: MakeChroot, stop: str, words: str
+) -> None:
     web1 = make_chroot(init=roots.script(stop=stop), stop_script_timeout=0.2)
     web1.start()
     daemon = web1.pids()
@@ -370,7 +383,9 @@ def test_stop_without_the_script(web1: Chroot, flag: str) -> None:
 
 
 #: A daemon that notes a TERM in /srv before it ends.
-NOTES_TERM = "/bin/sh -c 'trap \"echo TERM >> /srv/got; exit\" TERM; echo > /run/ready; while :; do usleep 1000; done' &"
+NOTES_TERM = (
+    "/bin/sh -c 'trap \"echo TERM >> /srv/got; exit\" TERM; echo > /run/ready; while :; do usleep 1000; done' &"
+)
 
 
 def test_term_comes_first(make_chroot: MakeChroot) -> None:
@@ -393,7 +408,9 @@ def test_force_kills_at_once(make_chroot: MakeChroot) -> None:
 
 @pytest.mark.parametrize("how", ["flag", "definition", "library"])
 def test_what_ignores_term_is_killed(make_chroot: MakeChroot, how: str) -> None:
-    web1 = make_chroot(init=roots.script(start=roots.STUBBORN), **({"grace": 0.1} if how == "definition" else {"grace": 3600}))
+    web1 = make_chroot(
+        init=roots.script(start=roots.STUBBORN), **({"grace": 0.1} if how == "definition" else {"grace": 3600})
+    )
     web1.start()
     stubborn = web1.pids()
     if how == "library":
@@ -429,7 +446,9 @@ def test_a_daemon_that_multiplies_while_it_is_stopped(make_chroot: MakeChroot) -
 
 
 def test_a_daemon_in_a_session_of_its_own_with_a_changed_root(make_chroot: MakeChroot) -> None:
-    web1 = make_chroot(init=roots.script(start="setsid /bin/busybox chroot /srv/jail /bin/busybox sleep 3600 &", stop="true"))
+    web1 = make_chroot(
+        init=roots.script(start="setsid /bin/busybox chroot /srv/jail /bin/busybox sleep 3600 &", stop="true")
+    )
     (web1.disk / "srv/jail/bin").mkdir(parents=True)
     os.link(web1.disk / "bin/busybox", web1.disk / "srv/jail/bin/busybox")
     web1.start()
@@ -445,9 +464,20 @@ def test_keep_mounted(web1: Chroot) -> None:
     web1.cli("stop", "--keep-mounted")
     assert web1.state == "mounted"
     assert web1.root_mount == mount
-    web1.cli("start", expect=1, says=["web1"])
     web1.cli("cleanup")
     assert web1.calls() == ["start", "stop"]
+    assert web1.is_gone()
+
+
+def test_start_after_keep_mounted_uses_the_mounts_that_are_there(web1: Chroot) -> None:
+    web1.start()
+    mount = web1.root_mount
+    web1.cli("stop", "--keep-mounted")
+    web1.cli("start")
+    assert web1.state == "running"
+    assert web1.root_mount == mount
+    web1.cli("stop")
+    assert web1.calls() == ["start", "stop", "start", "stop"]
     assert web1.is_gone()
 
 
@@ -573,13 +603,18 @@ def test_one_name_in_two_run_directories(
 # -- signals to the command -----------------------------------------------------------------------------
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+
+#: A job in the background ignores SIGINT, and the command honours that; here it is in the foreground.
+FOREGROUND = ["env", "--default-signal=INT,TERM,HUP"]
+
 HANGS = "/bin/sleep 3600 & touch /srv/reached; while :; do sleep 1; done"
+WAITS = "touch /srv/reached; until [ -e /srv/go ]; do usleep 1000; done"
 
 
-@pytest.mark.parametrize("signum", SIGNALS)
+@pytest.mark.parametrize("signum", SIGNALS, ids=lambda signum: signum.name)
 def test_a_signal_undoes_a_start(make_chroot: MakeChroot, cli: Cli, signum: signal.Signals) -> None:
     web1 = make_chroot(init=roots.script(start=HANGS), start_timeout=3600)
-    starting = cli.begin("start", "web1")
+    starting = cli.begin("start", "web1", prefix=FOREGROUND)
     wait_until((web1.disk / "srv/reached").exists, "the script hangs")
     starting.send_signal(signum)
     cli.end(starting, expect=128 + signum)
@@ -587,25 +622,30 @@ def test_a_signal_undoes_a_start(make_chroot: MakeChroot, cli: Cli, signum: sign
     assert web1.state == "absent"
 
 
-@pytest.mark.parametrize("signum", SIGNALS)
-def test_a_signal_to_a_stop_says_what_remains(make_chroot: MakeChroot, cli: Cli, signum: signal.Signals) -> None:
-    web1 = make_chroot(init=roots.script(stop=HANGS), stop_script_timeout=3600)
+@pytest.mark.parametrize("signum", SIGNALS, ids=lambda signum: signum.name)
+def test_a_signal_to_a_stop_lets_the_step_end_and_says_what_remains(
+    make_chroot: MakeChroot, cli: Cli, signum: signal.Signals
+) -> None:
+    web1 = make_chroot(init=roots.script(stop=WAITS), stop_script_timeout=3600)
     web1.start()
-    stopping = cli.begin("stop", "web1")
-    wait_until((web1.disk / "srv/reached").exists, "the script hangs")
-    stopping.send_signal(signum)
+    stopping = cli.begin("stop", "web1", prefix=FOREGROUND)
+    wait_until((web1.disk / "srv/reached").exists, "the script waits")
+    for _ in range(2):  # a second one changes nothing
+        stopping.send_signal(signum)
+    (web1.disk / "srv/go").touch()
     stopped = cli.end(stopping, expect=128 + signum)
     assert "web1" in stopped.stderr
-    web1.cli("stop --force")
+    assert web1.state == "running"
+    web1.cli("stop")
+    assert web1.calls() == ["start", "stop"]
     assert web1.is_gone()
 
 
 def test_a_command_that_waits_for_another_says_for_whom(make_chroot: MakeChroot, cli: Cli) -> None:
-    web1 = make_chroot(init=roots.script(start="touch /srv/reached; until [ -e /srv/go ]; do usleep 1000; done; " + roots.DAEMON))
+    web1 = make_chroot(init=roots.script(start=f"{WAITS}; {roots.DAEMON}"))
     starting = cli.begin("start", "web1")
     wait_until((web1.disk / "srv/reached").exists, "the script waits")
     web1.cli("stop", "--lock-timeout", "0.1", expect=1, says=["web1", str(starting.pid)])
     (web1.disk / "srv/go").touch()
     cli.end(starting)
     assert web1.state == "running"
-

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import roots
 from driving import Chroot, Cli
-from kernelview import mount_table, mounts_below, wait_until
+from kernelview import is_running, mount_table, mounts_below, wait_until
 
 MakeChroot = Callable[..., Chroot]
 
@@ -76,7 +76,9 @@ def test_a_damaged_record_keeps_nobody_from_looking_or_stopping(
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_without_record_and_definition_a_stop_uses_no_script_and_says_so(web1: Chroot, damage: Callable[[Path], None]) -> None:
+def test_without_record_and_definition_a_stop_uses_no_script_and_says_so(
+    web1: Chroot, damage: Callable[[Path], None]
+) -> None:
     web1.start()
     for record in records(web1):
         damage(record)
@@ -161,7 +163,9 @@ WAITS = "/bin/sleep 3600 & touch /srv/reached; while :; do sleep 1; done"
 
 
 @pytest.mark.parametrize("verb", ["stop", "stop --force", "stop --no-script"])
-def test_after_a_killed_start_a_stop_cleans_up(make_chroot: MakeChroot, image: Callable[..., Path], cli: Cli, verb: str) -> None:
+def test_after_a_killed_start_a_stop_cleans_up(
+    make_chroot: MakeChroot, image: Callable[..., Path], cli: Cli, verb: str
+) -> None:
     web1 = make_chroot(disk=image(init=roots.script(start=WAITS)), start_timeout=3600, stop_script_timeout=60)
     before = mount_table()
     starting = cli.begin("start", "web1")
@@ -170,12 +174,29 @@ def test_after_a_killed_start_a_stop_cleans_up(make_chroot: MakeChroot, image: C
     starting.communicate()
 
     assert web1.state == "running"
-    web1.cli("start", expect=1, says=["web1"])
     web1.cli(verb)
 
     assert mount_table() == before
     assert web1.is_gone()
     roots.check_image(web1.disk, "ext4")
+
+
+def test_after_a_killed_start_another_one_undoes_it_first(make_chroot: MakeChroot, cli: Cli) -> None:
+    web1 = make_chroot(init=roots.script(start=WAITS), start_timeout=3600)
+    starting = cli.begin("start", "web1")
+    wait_until((web1.disk / "srv/reached").exists, "the script waits")
+    starting.kill()
+    starting.communicate()
+    before = web1.pids()
+    web1.write_init(roots.script())
+
+    web1.cli("start")
+
+    assert web1.pids("sleep")
+    assert not web1.pids() & before
+    assert not any(is_running(pid) for pid in before)
+    web1.cli("stop")
+    assert web1.is_gone()
 
 
 def test_after_a_killed_stop_another_one_ends_it(make_chroot: MakeChroot, cli: Cli) -> None:
@@ -227,7 +248,9 @@ def test_what_was_started_is_stopped_as_it_was_started(web1: Chroot) -> None:
     assert web1.is_gone()
 
 
-@pytest.mark.parametrize("definition", [None, "this is not TOML", 'no_such_parameter = "x"'], ids=["gone", "broken", "wrong"])
+@pytest.mark.parametrize(
+    "definition", [None, "this is not TOML", 'no_such_parameter = "x"'], ids=["gone", "broken", "wrong"]
+)
 def test_every_verb_works_when_the_definition_is_gone_or_broken(web1: Chroot, cli: Cli, definition: str | None) -> None:
     web1.start()
     if definition is None:

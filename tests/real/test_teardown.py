@@ -28,7 +28,7 @@ MOUNTS_INSIDE = {
     "a file": "touch /srv/file; mount --bind /etc/passwd /srv/file",
     "shared": "mount --make-rshared /; mkdir /srv/peer; mount --bind /mnt /srv/peer; mount -t tmpfs t /mnt",
     "many": "for n in $(seq 200); do mkdir /mnt/$n; mount -t tmpfs t /mnt/$n; done",
-    "deep": 'd=/mnt; for n in $(seq 30); do mount -t tmpfs t $d; d=$d/d; mkdir $d; done',
+    "deep": "d=/mnt; for n in $(seq 30); do mount -t tmpfs t $d; d=$d/d; mkdir $d; done",
 }
 
 
@@ -125,7 +125,9 @@ def test_a_link_in_the_root_never_leads_to_the_host(
     web1: Chroot, victim: Path, tmp_path: Path, link: str, relative: bool
 ) -> None:
     (tmp_path / "other").mkdir()
-    web1.define(**{key: [each.format(other=tmp_path / "other") for each in value] for key, value in LINKED[link].items()})
+    web1.define(
+        **{key: [each.format(other=tmp_path / "other") for each in value] for key, value in LINKED[link].items()}
+    )
     place = web1.disk / link.lstrip("/")
     place.rmdir()
     place.symlink_to(f"{'../' * 20}{str(victim)[1:]}" if relative else victim)
@@ -189,7 +191,9 @@ def test_in_a_shared_run_directory_nothing_of_the_host_is_unmounted(
     before = mount_table()
 
     web1.cli("start")
-    web1.runtime.run("web1", ["/bin/sh", "-c", "mkdir /srv/x; mount -t tmpfs t /srv/x; umount -l /mnt; umount -l /proc"], check=True)
+    web1.runtime.run(
+        "web1", ["/bin/sh", "-c", "mkdir /srv/x; mount -t tmpfs t /srv/x; umount -l /mnt; umount -l /proc"], check=True
+    )
     web1.cli("stop")
 
     assert mount_table() == before

@@ -46,7 +46,9 @@ def test_list_shows_what_is_present_and_what_is_defined(make_chroot: MakeChroot,
     assert absent.calls() == []
 
 
-def test_the_librarys_list_is_of_what_the_command_shows(make_chroot: MakeChroot, runtime: chrootfw.Runtime, cli: Cli) -> None:
+def test_the_librarys_list_is_of_what_the_command_shows(
+    make_chroot: MakeChroot, runtime: chrootfw.Runtime, cli: Cli
+) -> None:
     for name in ("web1", "web2"):
         make_chroot(name).start()
     ours = [(each.name, each.state, each.processes) for each in runtime.list()]
@@ -178,8 +180,17 @@ def test_verify_does_not_change_anything(web1: Chroot, cli: Cli, run_dir: Path) 
 
 def everything(run_dir: Path, instance: Chroot) -> tuple[object, ...]:
     """Whatever a plan could touch."""
-    files = sorted((str(path), path.lstat().st_mtime_ns) for path in instance.root.parent.glob("*")) if instance.root.parent.exists() else []
-    return (mount_table(), processes_of_the_tests(), files, sorted(path.name for path in run_dir.iterdir() if path.name != ".locks"))
+    files = (
+        sorted((str(path), path.lstat().st_mtime_ns) for path in instance.root.parent.glob("*"))
+        if instance.root.parent.exists()
+        else []
+    )
+    return (
+        mount_table(),
+        processes_of_the_tests(),
+        files,
+        sorted(path.name for path in run_dir.iterdir() if path.name != ".locks"),
+    )
 
 
 def test_a_plan_to_start_touches_nothing(make_chroot: MakeChroot, image: Callable[..., Path], run_dir: Path) -> None:
@@ -197,7 +208,10 @@ def test_a_plan_to_start_touches_nothing(make_chroot: MakeChroot, image: Callabl
     for words in (str(web1.disk), "/proc", "/etc/chrootfw/init"):
         assert any(words in step["does"] for step in planned)
         assert words in told
-    assert {step["plugin"] for step in planned} <= {"", *(plugin["name"] for plugin in web1.cli("plugins", "--json").json()["plugins"])}
+    assert {step["plugin"] for step in planned} <= {
+        "",
+        *(plugin["name"] for plugin in web1.cli("plugins", "--json").json()["plugins"]),
+    }
 
 
 def test_a_plan_to_stop_touches_nothing(web1: Chroot, run_dir: Path) -> None:
@@ -243,8 +257,3 @@ def test_an_error_as_json(cli: Cli, argv: list[str]) -> None:
 
 def test_the_version(cli: Cli) -> None:
     assert chrootfw.__version__ in cli("--version").stdout
-
-
-def test_demo(cli: Cli) -> None:
-    """A whole life on this machine; what it leaves, nothing, is watched for as always."""
-    assert cli("demo").stdout
