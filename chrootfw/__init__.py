@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         TrustError,
     )
     from chrootfw.hookspecs import hookimpl
+    from chrootfw.interrupts import Interrupts
     from chrootfw.model import (
         NO_COMMAND,
         Command,
@@ -58,6 +59,7 @@ _HOMES = {
         "ScriptError", "StepError", "SurvivorError", "TransitionError", "TrustError",
     ),
     "chrootfw.hookspecs": ("hookimpl",),
+    "chrootfw.interrupts": ("Interrupts",),
     "chrootfw.model": (
         "NO_COMMAND", "Command", "Entry", "Escalation", "Event", "Instance", "Mount", "MountPoint", "Node", "Omit",
         "Parameter", "Plan", "Problem", "Step",
@@ -69,7 +71,7 @@ _HOMES = {
 
 __all__ = [
     "NO_COMMAND", "Check", "ChrootfwError", "Command", "DefinitionError", "DiskError", "Entry", "Escalation", "Event",
-    "HeldError", "InputError", "Instance", "InstanceInfo", "InstanceState", "Interrupted", "LockError", "Mount",
+    "HeldError", "InputError", "Instance", "InstanceInfo", "InstanceState", "Interrupted", "Interrupts", "LockError", "Mount",
     "MountPoint", "Node", "NodeInfo", "NotFoundError", "NotSupported", "Omit", "Parameter", "Plan", "PlanError",
     "PluginError", "PluginLoadError", "PreStartError", "PrivilegeError", "Problem", "Process", "Root", "Runtime", "ScriptError", "Step",
     "StepError", "SurvivorError", "TransitionError", "TrustError", "hookimpl",

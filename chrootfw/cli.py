@@ -17,12 +17,13 @@ from chrootfw.errors import (
     Interrupted,
     NotFoundError,
 )
+from chrootfw.planning.paths import check_absolute
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Sequence
-    from typing import Any
+    from typing import Any, NoReturn
 
     from chrootfw.model import Event, Instance
     from chrootfw.runtime import Runtime
@@ -40,53 +41,62 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments in (["--version"], ["-V"]):
         print(f"chrootfw {chrootfw.__version__}")
         return DONE
-    options = _parse(arguments)
-    os.chdir("/")  # a caller who stands inside an instance must not make its mounts busy twice
-    run: Callable[[argparse.Namespace], int] = options.run
+    as_json = "--json" in arguments
+    inside = next((word for word in arguments if not word.startswith("-")), "") in ("exec", "shell")
     try:
+        options = _parse(arguments)
+        os.chdir("/")  # a caller who stands inside an instance must not make its mounts busy twice
+        run: Callable[[argparse.Namespace], int] = options.run
         status = run(options)
         sys.stdout.flush()
         return status
     except ChrootfwError as error:
-        return _fail(error, options)
+        return _fail(error, as_json=as_json, inside=inside)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader has gone; nobody is left to tell
         return FAILED
     except KeyboardInterrupt:
         return 130
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        return _fail(ChrootfwError(f"{error.strerror or error}{where}"), as_json=as_json, inside=inside)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    """What stands behind ``--`` is a command's, and not looked at."""
-    ours, command = arguments, None
-    if "exec" in arguments and "--" in arguments:
+    """What stands behind the ``--`` of exec is a command's, and not looked at."""
+    if "--" in arguments:
         dashes = arguments.index("--")
-        ours, command = arguments[:dashes], arguments[dashes + 1 :]
-    options = _parser().parse_args(ours)
-    if options.verb == "exec" and command is not None:
-        options.command += command
-    return options
+        options = _parser().parse_args(arguments[:dashes])
+        if options.verb == "exec":
+            if options.command:
+                raise InputError(f"{options.command[0]!r} stands before --", hint="chrootfw exec NAME … -- COMMAND …")
+            options.command = arguments[dashes + 1 :]
+            return options
+    return _parser().parse_args(arguments)
 
 
 def _have_stdio() -> None:
     """File descriptors 0 to 2 are open: what is opened later must not become one of them."""
-    while True:
-        fd = os.open(os.devnull, os.O_RDWR)
-        if fd > 2:
-            os.close(fd)
-            return
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(fd, True)
+    os.close(fd)
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, os.fdopen(number, "w", closefd=False))
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # paths may hold any byte
 
 
-def _fail(error: ChrootfwError, options: argparse.Namespace) -> int:
+def _fail(error: ChrootfwError, *, as_json: bool, inside: bool) -> int:
     from chrootfw import display
 
-    if options.json:
+    if as_json:
         shown = {"kind": error.kind, "brief": error.brief, "details": list(error.details), "hint": error.hint}
         _print_json({"error": shown})
     else:
         print(display.error(error, sys.stderr), file=sys.stderr)
-    if options.verb in ("exec", "shell"):
+    if inside:
         return EXEC_FAILED
     if isinstance(error, Interrupted):
         return 128 + error.signum
@@ -113,7 +123,8 @@ def _start(options: argparse.Namespace) -> int:
 
     runtime, _ = _runtime(options)
     with from_signals(runtime.interrupts):
-        info = runtime.start(_instance(options, runtime))
+        instance, definition = _instance(options, runtime)
+        info = runtime.start(instance, definition=definition)
     _say(f"{info.name} is {info.state}" + _count(info), info, options)
     return DONE
 
@@ -269,7 +280,7 @@ def _plan(options: argparse.Namespace) -> int:
     runtime, _ = _runtime(options)
     instance: Instance | str = options.name
     if options.what == "start":
-        instance = _instance(options, runtime)
+        instance, _ = _instance(options, runtime)
     plan = runtime.plan(options.what, instance)
     if options.json:
         _print_json(plan.to_dict())
@@ -337,7 +348,10 @@ def _demo(_options: argparse.Namespace) -> int:
 
 def _directories() -> tuple[str, str]:
     run_dir = os.environ.get("CHROOTFW_RUN_DIR") or "/run/chrootfw"
-    return run_dir, os.environ.get("CHROOTFW_CONFIG_DIR") or "/etc/chrootfw"
+    config_dir = os.environ.get("CHROOTFW_CONFIG_DIR") or "/etc/chrootfw"
+    check_absolute(run_dir, what="the run directory")
+    check_absolute(config_dir, what="the configuration directory")
+    return run_dir, config_dir
 
 
 def _runtime(options: argparse.Namespace) -> tuple[Runtime, _Progress]:
@@ -357,8 +371,9 @@ def _runtime(options: argparse.Namespace) -> tuple[Runtime, _Progress]:
     return runtime, progress
 
 
-def _instance(options: argparse.Namespace, runtime: Runtime) -> Instance | str:
-    """The instance to start: its definition, and the flags beside it, which apply to this start only."""
+def _instance(options: argparse.Namespace, runtime: Runtime) -> tuple[Instance | str, str | None]:
+    """The instance to start: its definition, and the flags beside it, which apply to this start only; and the
+    definition's text."""
     from chrootfw import config
 
     changes: dict[str, Any] = {}
@@ -370,8 +385,7 @@ def _instance(options: argparse.Namespace, runtime: Runtime) -> Instance | str:
         changes["init_script"] = options.init_script
     settings = dict(config.parse_setting(text) for text in options.set)
     if not changes and not settings:
-        name: str = options.name
-        return name
+        return options.name, None
     return runtime.instance(options.name, changes, settings)
 
 
@@ -436,7 +450,10 @@ class _remains:
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         if not isinstance(error, Interrupted):
             return
-        info = self.runtime.info(self.options.name)
+        try:
+            info = self.runtime.info(self.options.name)
+        except ChrootfwError:
+            return  # gone after all
         error.details = (
             *error.details,
             f"{info.name} is {info.state}{_count(info)}; {len(info.mounts or ())} mounts remain",
@@ -453,7 +470,11 @@ def _parser() -> argparse.ArgumentParser:
             raise argparse.ArgumentTypeError(f"{text} is not within 0 and 86400 seconds")
         return value
 
-    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            raise InputError(message, hint=f"{self.prog} --help")
+
+    common = Parser(add_help=False, argument_default=argparse.SUPPRESS)
     group = common.add_argument_group("everywhere")
     group.add_argument("--no-plugins", action="store_true", help="load the default plugins only")
     group.add_argument("--without", action="append", metavar="PLUGIN", help="leave out a plugin; may be repeated")
@@ -461,7 +482,7 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("-v", "--verbose", action="store_true", help="show every step and how long it took")
     group.add_argument("--json", action="store_true", help="answer in JSON, errors too")
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="chrootfw",
         description="Manages long-running chroots; every stage of a chroot's life is a plugin hook.",
         epilog="Exit status: 0 done, 1 failed, 2 wrong usage, 3 no such instance, 4 held. exec and shell: the command's own.",

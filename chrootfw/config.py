@@ -71,10 +71,12 @@ def from_table(name: str, table: Mapping[str, Any]) -> Instance:
 
 def _placed(error: InputError, path: str, text: str) -> DefinitionError:
     """The error with the file, and the line of the first key that it names."""
-    named = re.search(r"""(?:the|no) (?:parameter|key) ["']?([A-Za-z0-9_-]+)|^([a-z_]+) """, error.brief)
+    named = re.search(r"(?:the|no) (?:parameter|key) '?([A-Za-z0-9_-]+)", error.brief) or re.match(
+        r"([a-z_]+) ", error.brief
+    )
     for number, line in enumerate(text.splitlines(), 1):
         key = re.match(r"""\s*["']?([A-Za-z0-9_-]+)["']?\s*=""", line)
-        if key and named and key[1] in named.groups():
+        if key and named and key[1] == named[1]:
             return DefinitionError(f"{path}, line {number}: {error.brief}", error.details, error.hint)
     return DefinitionError(f"{path}: {error.brief}", error.details, error.hint)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,11 +20,19 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.signum = 0
-        self.shielded = 0
+        self._shields = threading.local()
         self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def __del__(self) -> None:
         os.close(self.fd)
+
+    def clear(self) -> None:
+        """Forget a request, for a program that goes on with its runtime."""
+        self.signum = 0
+        try:
+            os.eventfd_read(self.fd)
+        except BlockingIOError:
+            pass
 
     def request(self, signum: int = signal.SIGINT) -> None:
         """Ask to end; a second request changes nothing."""
@@ -33,22 +42,22 @@ class Interrupts:
 
     def check(self) -> None:
         """Raise ``Interrupted`` if an end was asked for and nothing shields from it."""
-        if self.signum and not self.shielded:
+        if self.signum and self.wakes:
             raise Interrupted(f"interrupted by {signal.Signals(self.signum).name}", signum=self.signum)
 
     @contextmanager
     def shield(self) -> Iterator[None]:
-        """While undoing, requests wait."""
-        self.shielded += 1
+        """While this thread undoes something, requests wait."""
+        self._shields.depth = getattr(self._shields, "depth", 0) + 1
         try:
             yield
         finally:
-            self.shielded -= 1
+            self._shields.depth -= 1
 
     @property
     def wakes(self) -> bool:
-        """Whether a wait should watch ``fd``."""
-        return not self.shielded
+        """Whether a wait of this thread should watch ``fd``."""
+        return not getattr(self._shields, "depth", 0)
 
 
 @contextmanager

@@ -21,7 +21,8 @@ log = logging.getLogger("chrootfw")
 
 @attrs.define
 class Job:
-    """``instance`` as resolved; ``intent`` as last written (``None``: lost, or never made); ``tell`` receives events."""
+    """``instance`` as resolved; ``intent`` as last written (``None``: lost, or never made); ``tell`` receives events; ``made``: the mount
+    points that were missing in the disk."""
 
     run_dir: str
     instance: Instance
@@ -29,6 +30,7 @@ class Job:
     interrupts: Interrupts
     tell: Callable[[Event], None]
     intent: dict[str, Any] | None = None
+    made: list[str] = attrs.field(factory=list)
 
     @property
     def name(self) -> str:

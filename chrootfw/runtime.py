@@ -83,8 +83,11 @@ class Runtime:
 
     # -- the life cycle -----------------------------------------------------------------------------
 
-    def start(self, instance: Instance | str) -> InstanceInfo:
+    def start(self, instance: Instance | str, *, definition: str | None = None) -> InstanceInfo:
         """Mount, check, run the init script with ``start``. A name loads the definition.
+
+        ``definition``: the text of the definition file that an ``Instance`` was made from, for telling later whether
+        that has changed.
 
         Raises ``ChrootfwError``: ``NotFoundError``, ``InputError``, ``PluginError``, ``TransitionError``, ``DiskError``, ``PreStartError``,
         ``ScriptError`` … A start that fails has undone what it did.
@@ -92,8 +95,8 @@ class Runtime:
         _need_root("start")
         wanted, text = self._wanted(instance)
         registry = self._registry.for_instance(wanted.plugins)
-        job = self._job(self._resolve(wanted, registry, text), registry)
         registry.check_loaded()
+        job = self._job(self._resolve(wanted, registry, text), registry)
         if wanted.plugins and not registry.takes_named:
             job.warn("", f"{job.name} is started without the plugins that it names: {', '.join(wanted.plugins)}")
         store.prepare_run_dir(self.run_dir)
@@ -109,7 +112,10 @@ class Runtime:
             transitions.check("start", job.name, job.survey().state(job.name, job.intent))
             answers = self._asked(job)
             starting.start(
-                job, answers, self._fresh_intent(job, text), lambda disk: self._lock_disk(locks, disk, "start")
+                job,
+                answers,
+                self._fresh_intent(job, text if definition is None else definition),
+                lambda disk: self._lock_disk(locks, disk, "start"),
             )
         return inventory.show(job.survey(), job.name)
 
@@ -162,7 +168,7 @@ class Runtime:
                 raise AssertionError("the line above raises")
             answers = self._asked(job)
             if job.intent is None:
-                job.intent = self._fresh_intent(job, None)
+                job.intent = {**self._fresh_intent(job, None), "disks": starting.describe_disks(job, answers.points)}
             stopping.reboot(job, answers)
         return self._shown(instance)
 
@@ -353,8 +359,9 @@ class Runtime:
             raise inventory.not_found(instance, self.config_dir, inventory.known_names(survey, self.config_dir))
         return found
 
-    def instance(self, name: str, fields: Mapping[str, Any], params: Mapping[str, Any]) -> Instance:
-        """The instance as its definition says, if there is one, with some fields and parameters changed.
+    def instance(self, name: str, fields: Mapping[str, Any], params: Mapping[str, Any]) -> tuple[Instance, str | None]:
+        """The instance as its definition says, if there is one, with some fields and parameters changed; the text of
+        the definition.
 
         Raises ``DefinitionError``, ``InputError``, and ``NotFoundError`` with neither definition nor disk.
         """
@@ -365,10 +372,9 @@ class Runtime:
         base = found[0] if found else Instance(name)
         own = {key: value for key, value in params.items() if key in ("disk", "init_script", "plugins")}
         rest = {key: value for key, value in params.items() if key not in own}
-        return attrs.evolve(
-            config.from_table(name, {**_table(base), **own, **{key: value or False for key, value in fields.items()}}),
-            params={**base.params, **rest},
-        )
+        table = {**_table(base), **own, **{key: value or False for key, value in fields.items()}}
+        changed = attrs.evolve(config.from_table(name, table), params={**base.params, **rest})
+        return changed, found[1] if found else None
 
     def _resolve(self, instance: Instance, registry: Registry, text: str | None) -> Instance:
         try:
@@ -414,7 +420,12 @@ class Runtime:
 
     def _lock(self, name: str, verb: str) -> store.Lock:
         return store.lock(
-            os.path.realpath(self.run_dir), f"{name}.lock", what=name, verb=f"{verb} {name}", seconds=self.lock_timeout
+            os.path.realpath(self.run_dir),
+            f"{name}.lock",
+            what=name,
+            verb=f"{verb} {name}",
+            seconds=self.lock_timeout,
+            check=self.interrupts.check,
         )
 
     def _lock_disk(self, locks: ExitStack, disk: disks.Disk, verb: str) -> None:
@@ -425,6 +436,7 @@ class Runtime:
                 what=f"the disk {disk.path}",
                 verb=verb,
                 seconds=self.lock_timeout,
+                check=self.interrupts.check,
             )
         )
 
@@ -482,7 +494,7 @@ class Runtime:
                 recorded = self._resolve(recorded, registry, None)
             except ChrootfwError as error:
                 notes.append(error.brief)
-                recorded = self._resolve(Instance(name, recorded.disk, None), registry, None)
+                recorded = Instance(name, recorded.disk, None)  # the defaults stop it without parameters
         job = self._job(recorded, registry)
         job.intent = intent
         for note in notes:

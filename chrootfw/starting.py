@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from chrootfw.errors import (
     DiskError,
     HeldError,
     Interrupted,
+    PlanError,
     PreStartError,
     ScriptError,
     StepError,
@@ -87,7 +89,7 @@ def _start_on_mounted(
     check_same_disk(job, lock_disk)
     before = job.intent
     steps = before["steps"] if before else []
-    known = before["disks"] if before else _describe_disks(job, answers.points)
+    known = before["disks"] if before else describe_disks(job, answers.points)
     job.intent = {**fresh_intent, "disks": known, "entry": answers.entry.to_dict(), "steps": list(steps)}
     try:
         job.save()
@@ -134,10 +136,9 @@ def renew(job: Job, answers: Answers) -> None:
         try:
             for plugin, point in parts:
                 opened.append(_detach(job, plugin, point))
-            made: list[str] = []
             with job.step("mount", f"attach {len(parts)} mounts in {job.root}"):
-                trees.attach_parts(root, opened, made)
-            _say_made(job, made)
+                trees.attach_parts(root, opened, job.made)
+            _say_made(job)
         finally:
             for detached in (root, *opened):
                 os.close(detached.fd)
@@ -167,11 +168,15 @@ def _check_disks(
 ) -> list[dict[str, Any]]:
     """Identify, lock and check every disk in the tree; nothing is touched yet. Raises ``DiskError``."""
     found = []
+    keys: dict[str, str] = {}
     for _, point in points:
         disk = disk_of(point)
         if disk is None:
             continue
         disks.check_place(disk, job.run_dir)
+        if disk.key in keys:
+            raise PlanError(f"{job.name} would mount one disk twice: {keys[disk.key]} and {disk.path}")
+        keys[disk.key] = disk.path
         lock_disk(disk)
         users = disks.users(disk, mounts.table())
         users += [f"the root of instance {other}" for other in _instances_on(job, disk)]
@@ -184,7 +189,7 @@ def _check_disks(
     return found
 
 
-def _describe_disks(job: Job, points: Sequence[tuple[str, MountPoint]]) -> list[dict[str, Any]]:
+def describe_disks(job: Job, points: Sequence[tuple[str, MountPoint]]) -> list[dict[str, Any]]:
     """The disks of an instance whose record is lost, with the devices that are mounted now."""
     devices = [entry.dev for entry in unmounting.root_mounts(job, job.survey().mounts(job.name))]
     found = [_disk_record(disk) for _, point in points if (disk := disk_of(point))]
@@ -266,7 +271,18 @@ def check_same_disk(job: Job, lock_disk: Callable[[disks.Disk], None]) -> None:
 
 def _make_directories(job: Job) -> None:
     base = intents.directory(job.run_dir, job.name)
-    for path in (base, job.root):
+    try:
+        _make_directory_pair(base, job.root)
+    except BaseException:
+        try:
+            os.rmdir(base)
+        except OSError:
+            pass  # not made, or something is in it
+        raise
+
+
+def _make_directory_pair(base: str, root: str) -> None:
+    for path in (base, root):
         try:
             os.mkdir(path, 0o755)
         except FileExistsError:
@@ -284,9 +300,9 @@ def _make_directories(job: Job) -> None:
             raise StepError(
                 f"cannot make the directory {path}: {error.strerror}", hint="chrootfw verify checks the run directory"
             ) from error
-    if os.listdir(job.root):
+    if os.listdir(root):
         raise StepError(
-            f"the directory {job.root} is not empty: something else is in the root's place",
+            f"the directory {root} is not empty: something else is in the root's place",
             hint="look at it and move it away",
         )
 
@@ -335,12 +351,12 @@ def _mount_all(job: Job, answers: Answers) -> None:
         root, *parts = opened
         _record_device(job, root)
         with job.step("mount", f"attach the tree of {len(opened)} mounts on {job.root}"):
-            tree_fd, made = trees.assemble(root, parts, job.root)
+            tree_fd = trees.assemble(root, parts, job.root, job.made)
             try:
                 trees.attach(tree_fd, job.root)
             except OSError as error:
                 raise StepError(f"cannot attach the tree on {job.root}: {error.strerror}") from error
-        _say_made(job, made)
+        _say_made(job)
     finally:
         for fd in (tree_fd, *(detached.fd for detached in opened)):
             if fd >= 0:
@@ -404,8 +420,8 @@ def _record_device(job: Job, detached: trees.Detached) -> None:
             job.save()
 
 
-def _say_made(job: Job, made: Sequence[str]) -> None:
-    for path in made:
+def _say_made(job: Job) -> None:
+    for path in job.made:
         job.warn("mount", f"made the mount point {path} in the root: it was missing")
 
 
@@ -482,11 +498,13 @@ def _require_process(job: Job) -> None:
 def _undo(job: Job, error: BaseException) -> None:
     """Take back everything of a start that failed; what cannot be taken back is added to the error."""
     try:
-        tear_down(job)
+        killing.kill_at_once(job)
+        _remove_made(job)
+        finish(job)
         if isinstance(error, Interrupted):
             _add_details(error, [f"what the start of {job.name} had done is undone"])
-    except ChrootfwError as second:
-        _add_details(error, ["and undoing it failed: " + second.brief, *second.details])
+    except Exception as second:
+        _add_details(error, _told(second))
         job.note(phase="stopping")
 
 
@@ -498,13 +516,42 @@ def _undo_on_mounted(job: Job, before: dict[str, Any] | None, error: BaseExcepti
         if failures:
             raise debts.unpaid(job.name, failures)
         remove_cgroups(job)
-    except ChrootfwError as second:
-        _add_details(error, ["and undoing it failed: " + second.brief, *second.details])
+    except Exception as second:
+        _add_details(error, _told(second))
     if before is not None:
         job.intent = {**before, "steps": job.intent["steps"] if job.intent else []}
         job.note()
     else:
         job.note(phase="started")
+
+
+def _told(second: Exception) -> list[str]:
+    brief = getattr(second, "brief", None) or f"{type(second).__name__}: {second}"
+    return [f"and undoing it failed: {brief}", *getattr(second, "details", ())]
+
+
+def _remove_made(job: Job) -> None:
+    """Take the mount points that a failed start made in the disk away again, as far as they are still empty."""
+    if not job.made:
+        return
+    debts.pay(job, ("pre-start",))
+    unmounting.take_down(job, keep_root=True)
+    inside = Root(job.root)
+    for path in reversed(job.made):
+        directory, _, name = path.rpartition("/")
+        try:
+            parent_fd = inside.open_fd(directory or "/", os.O_PATH | os.O_DIRECTORY)
+        except OSError:
+            continue
+        try:
+            if stat.S_ISDIR(os.stat(name, dir_fd=parent_fd, follow_symlinks=False).st_mode):
+                os.rmdir(name, dir_fd=parent_fd)
+            elif not os.stat(name, dir_fd=parent_fd, follow_symlinks=False).st_size:
+                os.unlink(name, dir_fd=parent_fd)
+        except OSError:
+            pass  # something uses it now
+        finally:
+            os.close(parent_fd)
 
 
 def _add_details(error: BaseException, lines: Sequence[str]) -> None:
@@ -529,7 +576,11 @@ def finish(job: Job) -> None:
     entries = job.survey().mounts(job.name)
     failures = debts.pay(job, ("pre-start",))
     job.stages.around(job.instance, "unmount", lambda: unmounting.take_down(job), lenient=True)
-    unmounting.prove_released(job, entries)
+    try:
+        unmounting.prove_released(job, entries)
+    except HeldError as error:
+        error.details = (*error.details, *failures)
+        raise
     failures += debts.pay(job, ("mount",))
     remove_cgroups(job)
     if failures:

@@ -69,7 +69,15 @@ def identify(path: str) -> Disk:
 
 
 def check_place(disk: Disk, run_dir: str) -> None:
-    """Refuse a directory that is or contains ``/`` or the run directory, or lies in it. Raises ``DiskError``."""
+    """Refuse a directory that is ``/`` or contains the run directory, and anything that lies in that.
+
+    Raises ``DiskError``.
+    """
+    run = os.path.realpath(run_dir)
+    if disk.kind != "block" and is_within(disk.real, run):
+        raise DiskError(
+            f"the disk {disk.path} lies in the run directory {run}", hint="keep disks outside the run directory"
+        )
     if disk.kind != "directory":
         return
     top = os.stat("/")
@@ -77,14 +85,9 @@ def check_place(disk: Disk, run_dir: str) -> None:
         raise DiskError(
             f"the disk {disk.path} is the host's own root directory", hint="give the instance a directory of its own"
         )
-    run = os.path.realpath(run_dir)
     if is_within(run, disk.real):
         raise DiskError(
             f"the disk {disk.path} contains the run directory {run}", hint="give the instance a directory of its own"
-        )
-    if is_within(disk.real, run):
-        raise DiskError(
-            f"the disk {disk.path} lies in the run directory {run}", hint="keep disks outside the run directory"
         )
 
 

@@ -219,19 +219,18 @@ def _make_node(fd: int, node: Node) -> None:
     os.chmod(node.path, node.mode, dir_fd=fd)  # the caller's umask is the program's business
 
 
-def assemble(root: Detached, parts: Sequence[Detached], place: str) -> tuple[int, list[str]]:
+def assemble(root: Detached, parts: Sequence[Detached], place: str, made: list[str]) -> int:
     """One detached tree: ``parts`` (parents first) on their targets in ``root``. ``place`` is the directory on which the
     tree will be attached.
 
-    Returns the tree's descriptor, which the caller closes, and the paths that had to be made in the root.
-    Raises ``StepError``.
+    Returns the tree's descriptor, which the caller closes; the paths that had to be made in the disk are added to
+    ``made``. Raises ``StepError``.
     """
-    made: list[str] = []
     if not parts:
-        return os.dup(root.fd), made
+        return os.dup(root.fd)
     try:
         attach_parts(root, parts, made)
-        return os.dup(root.fd), made
+        return os.dup(root.fd)
     except _DetachedTargetRefused:
         pass
 
@@ -247,7 +246,8 @@ def assemble(root: Detached, parts: Sequence[Detached], place: str) -> tuple[int
         attach_parts(root, parts, made)
         return syscalls.open_tree(root.fd, "", recursive=True)
 
-    return _in_fresh_thread(build), made
+    tree_fd: int = _in_fresh_thread(build)
+    return tree_fd
 
 
 class _DetachedTargetRefused(StepError):
@@ -255,7 +255,7 @@ class _DetachedTargetRefused(StepError):
 
 
 def attach_parts(root: Detached, parts: Sequence[Detached], made: list[str]) -> None:
-    """Attach each part on its target inside ``root``; a missing target is made, and added to ``made``."""
+    """Attach each part on its target inside ``root``; what is made in the disk for it is added to ``made``."""
     inside = Root(f"/proc/thread-self/fd/{root.fd}/.")
     for number, part in enumerate(parts):
         target_fd = _target(inside, part, made)
@@ -278,8 +278,7 @@ def _target(inside: Root, part: Detached, made: list[str]) -> int:
             fd = inside.open_fd(target)
         except FileNotFoundError:
             target = inside.resolve(target)
-            _make_target(inside, target, directory=part.is_directory)
-            made.append(target)
+            _make_target(inside, target, made, directory=part.is_directory)
             fd = inside.open_fd(target)
     except OSError as error:
         if error.errno == errno.EROFS:
@@ -294,8 +293,10 @@ def _target(inside: Root, part: Detached, made: list[str]) -> int:
     return fd
 
 
-def _make_target(inside: Root, target: str, *, directory: bool) -> None:
+def _make_target(inside: Root, target: str, made: list[str], *, directory: bool) -> None:
+    """Make what is missing of a path inside; what is made on the root's own mount is added to ``made``."""
     parts = [part for part in target.split("/") if part]
+    root_mount = syscalls.statx(inside.path).mnt_id
     for number, name in enumerate(parts):
         path = "/" + "/".join(parts[: number + 1])
         if inside.exists(path):
@@ -307,6 +308,8 @@ def _make_target(inside: Root, target: str, *, directory: bool) -> None:
                 os.chmod(name, 0o755, dir_fd=parent_fd)  # whatever the program's umask is
             else:
                 os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=parent_fd))
+            if syscalls.statx("", parent_fd).mnt_id == root_mount:
+                made.append(path)
         finally:
             os.close(parent_fd)
 

@@ -6,8 +6,8 @@ file, read-only, as it is at any time. ``copy``: a copy of the host's file, take
 
 from __future__ import annotations
 
-import base64
 import os
+import posixpath
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -20,6 +20,8 @@ _FILES = {"resolv_conf": "/etc/resolv.conf", "hosts": "/etc/hosts"}
 _POLICIES = ("copy", "bind", "keep", "off")
 #: A resolver file that is larger than this many bytes is no resolver file.
 _SIZE_MAX = 1 << 20
+#: What the root's own file is called while a copy stands in its place, and the copy until it is whole.
+_OWN, _NEW = ".chrootfw-own", ".chrootfw-new"
 
 
 def _is_policy(value: str) -> str | None:
@@ -68,7 +70,10 @@ def chrootfw_pre_start(instance: Instance, root: Root | None) -> list[Problem | 
 
 @attrs.frozen
 class CopyHostFile(Step):
-    """Write the host's ``path`` over the root's; the undo brings the root's own content back, if nobody changed it since."""
+    """Put a copy of the host's ``path`` in the root's place; the root's own file waits beside it, and comes back.
+
+    Each change is one rename(2): a kill between two of them leaves the root's own file under one name or the other.
+    """
 
     kind: ClassVar[str] = "copy-host-file"
     path: str
@@ -81,43 +86,48 @@ class CopyHostFile(Step):
         root = Root(self.root)
         with open(self.path, "rb") as file:
             content = file.read(_SIZE_MAX)
-        target = root.resolve(self.path)
+        directory, name = posixpath.split(root.resolve(self.path))
+        directory_fd = root.open_fd(directory, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            with root.open(target, "rb") as file:
-                before: str | None = base64.b64encode(file.read(_SIZE_MAX)).decode()
-        except FileNotFoundError:
-            before = None
-        self._write(root, target, content)
-        return {"target": target, "before": before, "written": base64.b64encode(content).decode()}
+            _write(directory_fd, f"{name}{_NEW}", content)
+            if _exists(directory_fd, name) and not _exists(directory_fd, f"{name}{_OWN}"):
+                os.rename(name, f"{name}{_OWN}", src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
+            os.rename(f"{name}{_NEW}", name, src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
+            os.fsync(directory_fd)
+        finally:
+            os.close(directory_fd)
+        return {"size": len(content)}
 
     def undo(self, record: Mapping[str, Any]) -> None:
-        facts = record["facts"]
         root = Root(self.root)
-        if not facts:
-            return
         try:
-            with root.open(facts["target"], "rb") as file:
-                now = base64.b64encode(file.read(_SIZE_MAX)).decode()
+            directory, name = posixpath.split(root.resolve(self.path))
+            directory_fd = root.open_fd(directory, os.O_RDONLY | os.O_DIRECTORY)
         except (FileNotFoundError, NotADirectoryError):
-            return  # not mounted any more, or removed inside
-        if now != facts["written"]:
-            return
-        if facts["before"] is None:
-            directory, _, name = facts["target"].rpartition("/")
-            directory_fd = root.open_fd(directory or "/", os.O_PATH | os.O_DIRECTORY)
-            try:
-                os.unlink(name, dir_fd=directory_fd)
-            finally:
-                os.close(directory_fd)
-        else:
-            self._write(root, facts["target"], base64.b64decode(facts["before"]))
-
-    @staticmethod
-    def _write(root: Root, target: str, content: bytes) -> None:
-        fd = root.open_fd(target, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK, 0o644, follow=False)
+            return  # not mounted any more
         try:
-            os.ftruncate(fd, 0)
-            os.write(fd, content)
-            os.fsync(fd)
+            if _exists(directory_fd, f"{name}{_OWN}"):
+                os.rename(f"{name}{_OWN}", name, src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
+            elif record["facts"] is not None and _exists(directory_fd, name):
+                os.unlink(name, dir_fd=directory_fd)  # the root had none
+            if _exists(directory_fd, f"{name}{_NEW}"):
+                os.unlink(f"{name}{_NEW}", dir_fd=directory_fd)
         finally:
-            os.close(fd)
+            os.close(directory_fd)
+
+
+def _exists(directory_fd: int, name: str) -> bool:
+    try:
+        os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _write(directory_fd: int, name: str, content: bytes) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    with open(os.open(name, flags, 0o644, dir_fd=directory_fd), "wb") as file:
+        os.fchmod(file.fileno(), 0o644)
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
