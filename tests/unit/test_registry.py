@@ -293,7 +293,10 @@ def test_an_instances_unknown_plugin_is_a_failure(install, name, words):
 
 
 def test_an_instances_plugin_by_reference(install):
-    install("chrootfw_ref", kit="from chrootfw import hookimpl\nclass A:\n  class B:\n    @hookimpl\n    def chrootfw_event(self): pass\n")
+    install(
+        "chrootfw_ref",
+        kit="from chrootfw import hookimpl\nclass A:\n  class B:\n    @hookimpl\n    def chrootfw_event(self): pass\n",
+    )
     registry = Registry(defaults=False).for_instance(["kit_plugin:A.B"])
     assert registry.failures == []
     assert "kit_plugin:A.B" in registry.records
