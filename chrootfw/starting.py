@@ -422,6 +422,8 @@ def _record_device(job: Job, detached: trees.Detached) -> None:
 
 def _say_made(job: Job) -> None:
     for path in job.made:
+        if any(other.startswith(f"{path}/") for other in job.made):
+            continue  # what is below it says it all
         job.warn("mount", f"made the mount point {path} in the root: it was missing")
 
 
