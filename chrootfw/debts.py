@@ -78,7 +78,7 @@ def unpaid(name: str, failures: list[str]) -> StepError:
     return StepError(
         f"{name} is unmounted, but {len(failures)} of its steps could not be undone",
         failures,
-        f"install the plugin again and run: chrootfw cleanup {name}",
+        f"see to what it says (is the plugin still installed?), then: chrootfw cleanup {name}",
     )
 
 

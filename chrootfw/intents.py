@@ -101,8 +101,9 @@ def is_current(intent: dict[str, Any]) -> bool:
 def remove(run_dir: str, name: str) -> None:
     """Remove the instance's directory: our own files by name, directories only when they are empty."""
     base = directory(run_dir, name)
-    for file in ("intent.json", "intent.json.new", "init-start.log", "init-stop.log"):
-        store.remove(f"{base}/{file}")
+    for file in ("intent.json", "init-start.log", "init-stop.log"):
+        for name_or_half in (file, f"{file}.new"):  # what store.write leaves when it is killed
+            store.remove(f"{base}/{name_or_half}")
     try:
         aux = sorted(os.listdir(f"{base}/aux"))
     except FileNotFoundError:

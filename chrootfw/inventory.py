@@ -45,6 +45,10 @@ class Survey:
             if self.v1:
                 self.v1_groups = cgroups.everything(cgroups.home(self.v1, self.run_dir))
         self._rooted: dict[str, list[int]] | None = None
+        self._ids: dict[int, str] | None = None
+        self._places: dict[tuple[int, bytes], str] | None = None
+        self._copies: dict[int, dict[int, str]] = {}
+        self._here = processes.namespace("thread-self")
         self._namespaces: dict[int, list[int]] | None = None
 
     @property
@@ -67,9 +71,37 @@ class Survey:
     def rooted(self, name: str) -> list[int]:
         """The processes whose root directory is in its mounts; the one pass serves every instance."""
         if self._rooted is None:
-            ids = {entry.id: instance for instance, entries in self.entries.items() for entry in entries}
-            self._rooted = processes.rooted(ids)
+            self._rooted = {}
+            for pid in processes.all_pids() if self.entries else ():  # no mounts means no users, never all
+                if owner := self.owner(pid):
+                    self._rooted.setdefault(owner, []).append(pid)
         return self._rooted.get(name, [])
+
+    def owner(self, pid: int) -> str | None:
+        """The instance in whose mounts the root directory of a process is; in a copy of them that another mount
+        namespace has, too."""
+        if self._ids is None:
+            self._ids = {entry.id: name for name, entries in self.entries.items() for entry in entries}
+        mount_id = processes.root_mount(pid)
+        if mount_id in self._ids or mount_id < 0:
+            return self._ids.get(mount_id)
+        space = processes.namespace(pid)
+        if space not in self._copies:
+            self._copies[space] = self._copies_in(pid) if space not in (0, self._here) else {}
+        return self._copies[space].get(mount_id)
+
+    def _copies_in(self, pid: int) -> dict[int, str]:
+        """The mounts in a process's mount namespace that are copies of an instance's, by ID."""
+        if self._places is None:
+            ours = {entry.id for entries in self.entries.values() for entry in entries}
+            taken = {(e.dev, e.root) for e in mounts.parse(self.raw_table) if e.id not in ours}
+            places = {(e.dev, e.root): name for name, entries in self.entries.items() for e in entries}
+            self._places = {place: name for place, name in places.items() if place not in taken}
+        try:
+            table = mounts.parse(mounts.read_table(pid))
+        except OSError:
+            return {}
+        return {e.id: self._places[e.dev, e.root] for e in table if (e.dev, e.root) in self._places}
 
     def own(self, name: str) -> list[int]:
         """The pids of its own processes, found both ways; 0 stands for one that cannot be seen from here."""
@@ -240,11 +272,7 @@ def show_one(run_dir: str, config_dir: str, name: str) -> InstanceInfo:
     info.plugins = [_plugin_text(plugin) for plugin in (intent or {}).get("plugins", ())]
     if info.state != InstanceState.ABSENT and os.geteuid() == 0:
         own = set(survey.own(name))
-        info.holders = [
-            holder
-            for holder in find_holders(entries, info.root, intent, own)
-            if not holder.own and holder.pid not in own
-        ]
+        info.holders = [holder for holder in find_holders(entries, info.root, intent, own) if holder.pid not in own]
     return info
 
 
@@ -268,9 +296,12 @@ def find_holders(
 
 
 def exclusive_devices(entries: Sequence[mounts.MountEntry], intent: dict[str, Any] | None) -> set[int]:
-    """The devices that are the instance's alone: the root's, unless it is a directory of the host's."""
+    """The devices that are the instance's alone: its disk's, its in-memory file systems'; never the host's."""
     recorded = intent["disks"] if intent else disks_of(entries)
-    return {device for disk in recorded if disk["kind"] != "directory" for device in disk["devices"]}
+    found = {device for disk in recorded if disk["kind"] != "directory" for device in disk["devices"]}
+    ours = {entry.id for entry in entries}
+    outside = {entry.dev for entry in mounts.table() if entry.id not in ours}
+    return found | ({entry.dev for entry in entries} - outside)
 
 
 def not_found(name: str, config_dir: str, known: Iterable[str]) -> NotFoundError:

@@ -72,8 +72,7 @@ class Living:
         path = cgroups.path_of(pid, self.survey.top) if self.survey.top else None
         if path and any(path == mine or path.startswith(mine + "/") for mine in self.cgroups):
             return True
-        ids = {entry.id for entry in self.survey.mounts(self.job.name)}
-        if processes.is_rooted(pid, ids):
+        if self.survey.owner(pid) == self.job.name:
             return True
         return pid in self.holders and self.look_for_holders is not None and bool(self.look_for_holders([pid]))
 

@@ -13,7 +13,15 @@ from typing import Any, Literal
 import attrs
 
 from chrootfw import config, entering, intents, inventory, starting, stopping
-from chrootfw.errors import ChrootfwError, DefinitionError, InputError, PlanError, PluginLoadError, PrivilegeError
+from chrootfw.errors import (
+    ChrootfwError,
+    DefinitionError,
+    InputError,
+    PlanError,
+    PluginLoadError,
+    PrivilegeError,
+    TrustError,
+)
 from chrootfw.interrupts import Interrupts
 from chrootfw.jobs import Job, log
 from chrootfw.model import Command, Event, Instance, Parameter, Plan, PlannedStep, Step
@@ -481,7 +489,7 @@ class Runtime:
         intent = None
         try:
             intent = self._intent(name)
-        except ChrootfwError as error:
+        except TrustError as error:
             notes.append(error.brief)
         if intent is not None:
             recorded = Instance(**intent["instance"])

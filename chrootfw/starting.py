@@ -320,13 +320,16 @@ def _make_cgroup(job: Job) -> None:
 
 
 def remove_cgroups(job: Job) -> None:
-    """Remove the instance's empty cgroups. Raises ``StepError``."""
+    """Remove the instance's empty cgroups, and those above if they are empty too. Raises ``StepError``."""
     survey = job.survey()
-    for path in (*survey.cgroups.get(job.name, ()), *survey.v1_groups.get(job.name, ())):
-        try:
+    try:
+        for path in (*survey.cgroups.get(job.name, ()), *survey.v1_groups.get(job.name, ())):
             cgroups.remove(path)
-        except OSError as error:
-            raise StepError(f"cannot remove the cgroup {path}: {error.strerror}") from error
+        for top in filter(None, (survey.top, survey.v1)):
+            if cgroups.is_writable(top):
+                cgroups.prune(cgroups.home(top, job.run_dir))
+    except OSError as error:
+        raise StepError(f"cannot remove the cgroup {error.filename}: {error.strerror}") from error
 
 
 def current_cgroup(job: Job) -> tuple[str | None, list[str]]:

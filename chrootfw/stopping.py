@@ -73,7 +73,7 @@ def outside_holders(job: Job, only: Iterable[int] | None = None) -> list[Process
     own = set(survey.own(job.name))
     spared = processes.self_and_ancestors()
     found = inventory.find_holders(survey.mounts(job.name), job.root, job.intent, own, only)
-    return [p for p in found if not p.own and p.pid not in own and p.pid not in spared]
+    return [p for p in found if p.pid not in own and p.pid not in spared]
 
 
 def _wants_script(job: Job, *, force: bool, run_script: bool | None) -> bool:

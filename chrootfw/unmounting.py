@@ -160,6 +160,7 @@ def _held_error(brief: str, found: Sequence[Process]) -> HeldError:
     return HeldError(
         brief,
         [process.describe() for process in found],
-        "end what holds it and run cleanup again; stop --kill-holders signals these processes",
+        "end what holds it and run cleanup again"
+        + ("; stop --kill-holders signals these processes" if any(process.pid for process in found) else ""),
         holders=found,
     )

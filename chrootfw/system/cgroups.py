@@ -163,12 +163,18 @@ def remove(path: str) -> None:
             os.rmdir(directory)
         except FileNotFoundError:
             pass
-    above = os.path.dirname(path)
-    for directory in (above, os.path.dirname(above)):
+    prune(os.path.dirname(path))
+
+
+def prune(home: str) -> None:
+    """Remove the run directory's own cgroup directories if nothing is in them. Raises ``OSError``."""
+    for directory in (home, os.path.dirname(home)):
         try:
             os.rmdir(directory)
         except OSError as error:
-            if error.errno in (errno.EBUSY, errno.ENOTEMPTY, errno.ENOENT):
+            if error.errno == errno.ENOENT:
+                continue
+            if error.errno in (errno.EBUSY, errno.ENOTEMPTY):
                 return  # other instances live there
             raise
 

@@ -84,13 +84,14 @@ def rooted(mount_ids: Mapping[int, str]) -> dict[str, list[int]]:
     if not mount_ids:
         return found  # no mounts means no users, never all
     for pid in all_pids():
-        mount_id = _root_mount(pid)
+        mount_id = root_mount(pid)
         if mount_id in mount_ids:
             found.setdefault(mount_ids[mount_id], []).append(pid)
     return found
 
 
-def _root_mount(pid: int) -> int:
+def root_mount(pid: int) -> int:
+    """The ID of the mount that its root directory is on, -1 when it is gone."""
     try:
         return syscalls.statx(f"/proc/{pid}/root").mnt_id
     except OSError:
@@ -101,11 +102,6 @@ def _root_mount(pid: int) -> int:
         except OSError:
             continue
     return -1
-
-
-def is_rooted(pid: int, mount_ids: Iterable[int]) -> bool:
-    """Whether the process's root directory is on one of these mounts."""
-    return _root_mount(pid) in mount_ids
 
 
 def describe(pids: Iterable[int], why: str) -> list[Process]:
@@ -139,11 +135,11 @@ def holders(held: Held, *, spare_own: Iterable[int] = (), only: Iterable[int] | 
     own = set(spare_own)
     sockets = _sockets_inside(held)
     found: dict[int, Process] = {}
-    here = _namespace("thread-self")
+    here = namespace("thread-self")
     copies: dict[int, bool] = {here: False}
     late: list[tuple[int, int]] = []
     pids = all_pids() if only is None else list(only)
-    spaces = {pid: _namespace(pid) for pid in pids}
+    spaces = {pid: namespace(pid) for pid in pids}
     for pid, space in spaces.items():
         if space and space not in copies:
             copied = _copies(pid, held.devices)
@@ -244,7 +240,8 @@ def tracked(cgroup_paths: Iterable[str]) -> list[int]:
     return [pid for path in cgroup_paths for pid in cgroups.pids(path) if pid > 1]
 
 
-def _namespace(pid: int | str) -> int:
+def namespace(pid: int | str) -> int:
+    """The inode that names its mount namespace, 0 when it is gone."""
     try:
         return os.stat(f"/proc/{pid}/ns/mnt").st_ino
     except OSError:

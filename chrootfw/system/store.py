@@ -13,6 +13,7 @@ import stat
 import time
 
 from chrootfw.errors import InputError, LockError, StepError, TrustError
+from chrootfw.planning.paths import check_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -213,7 +214,11 @@ def instances(run_dir: str) -> Iterator[str]:
     except (FileNotFoundError, NotADirectoryError):
         return
     for name in sorted(names):
-        if not name.startswith(".") and os.path.isdir(f"{run_dir}/{name}"):
+        try:
+            check_name(name)
+        except InputError:
+            continue  # lost+found and the like: no instance has such a name
+        if os.path.isdir(f"{run_dir}/{name}"):
             yield name
 
 

@@ -70,7 +70,8 @@ def chrootfw_pre_start(instance: Instance, root: Root | None) -> list[Problem | 
 
 @attrs.frozen
 class CopyHostFile(Step):
-    """Put a copy of the host's ``path`` in the root's place; the root's own file waits beside it, and comes back.
+    """Put a copy of the host's ``path`` in the root's place; the root's own file, or symbolic link, waits beside it,
+    and comes back.
 
     Each change is one rename(2): a kill between two of them leaves the root's own file under one name or the other.
     """
@@ -86,7 +87,7 @@ class CopyHostFile(Step):
         root = Root(self.root)
         with open(self.path, "rb") as file:
             content = file.read(_SIZE_MAX)
-        directory, name = posixpath.split(root.resolve(self.path))
+        directory, name = posixpath.split(self.path)
         directory_fd = root.open_fd(directory, os.O_RDONLY | os.O_DIRECTORY)
         try:
             _write(directory_fd, f"{name}{_NEW}", content)
@@ -100,8 +101,8 @@ class CopyHostFile(Step):
 
     def undo(self, record: Mapping[str, Any]) -> None:
         root = Root(self.root)
+        directory, name = posixpath.split(self.path)
         try:
-            directory, name = posixpath.split(root.resolve(self.path))
             directory_fd = root.open_fd(directory, os.O_RDONLY | os.O_DIRECTORY)
         except (FileNotFoundError, NotADirectoryError):
             return  # not mounted any more

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,9 +46,15 @@ def tracking(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session", autouse=True)
 def private_namespace(tracking: str) -> None:
-    """Move this process, and so all that it starts, to a mount namespace of which the machine hears nothing."""
+    """Move this process, and so all that it starts, to a mount namespace of which the machine hears nothing.
+
+    What is started also finds the signals as in the foreground.
+    """
     assert os.geteuid() == 0, "these tests mount file systems and must run as root"
     prepare.install_tools()
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(signum) == signal.SIG_IGN:  # a job in the background; commands would inherit it
+            signal.signal(signum, signal.default_int_handler)
     syscalls.unshare(syscalls.CLONE_NEWNS)
     _mount("--make-rprivate", "/")
     if tracking == "root":

@@ -187,15 +187,15 @@ def test_a_device_that_was_ours_once_is_not_ours_for_ever(
     verb: str,
 ) -> None:
     """The number of a loop device that was released is soon another file's: who uses that one is a stranger."""
-    web1 = make_chroot(disk=image())
+    web1, strangers = make_chroot(disk=image()), image(name="strangers")
     web1.start()
     (device,) = loops_over(web1.disk)
     holder = _ready(outside("unshare", "--mount", "sh", "-c", "echo; exec sleep 3600", stdout=subprocess.PIPE))
     web1.cli("stop", expect=4)
     holder.kill()
     holder.wait()
-    wait_until(lambda: not loops_over(web1.disk), "the kernel let go of the image")
-    subprocess.run(["losetup", device, str(image(name="strangers"))], check=True)
+    attach_it = ["losetup", device, str(strangers)]
+    wait_until(lambda: subprocess.run(attach_it, stderr=subprocess.DEVNULL).returncode == 0, "the device is free")
     place = mounted(tmp_path / "strangers", device)
     subprocess.run(["losetup", "--detach", device], check=True)  # happens when it is unmounted
     stranger = outside("sleep", "3600", cwd=place)

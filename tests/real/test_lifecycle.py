@@ -604,9 +604,6 @@ def test_one_name_in_two_run_directories(
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
-#: A job in the background ignores SIGINT, and the command honours that; here it is in the foreground.
-FOREGROUND = ["env", "--default-signal=INT,TERM,HUP"]
-
 HANGS = "/bin/sleep 3600 & touch /srv/reached; while :; do sleep 1; done"
 WAITS = "touch /srv/reached; until [ -e /srv/go ]; do usleep 1000; done"
 
@@ -614,7 +611,7 @@ WAITS = "touch /srv/reached; until [ -e /srv/go ]; do usleep 1000; done"
 @pytest.mark.parametrize("signum", SIGNALS, ids=lambda signum: signum.name)
 def test_a_signal_undoes_a_start(make_chroot: MakeChroot, cli: Cli, signum: signal.Signals) -> None:
     web1 = make_chroot(init=roots.script(start=HANGS), start_timeout=3600)
-    starting = cli.begin("start", "web1", prefix=FOREGROUND)
+    starting = cli.begin("start", "web1")
     wait_until((web1.disk / "srv/reached").exists, "the script hangs")
     starting.send_signal(signum)
     cli.end(starting, expect=128 + signum)
@@ -628,7 +625,7 @@ def test_a_signal_to_a_stop_lets_the_step_end_and_says_what_remains(
 ) -> None:
     web1 = make_chroot(init=roots.script(stop=WAITS), stop_script_timeout=3600)
     web1.start()
-    stopping = cli.begin("stop", "web1", prefix=FOREGROUND)
+    stopping = cli.begin("stop", "web1")
     wait_until((web1.disk / "srv/reached").exists, "the script waits")
     for _ in range(2):  # a second one changes nothing
         stopping.send_signal(signum)

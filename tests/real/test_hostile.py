@@ -1,0 +1,122 @@
+"""Bugs that hostile testing found, each with its own small test."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import driving
+import kernelview
+import pytest
+import roots
+
+from chrootfw.system import processes
+
+
+@pytest.mark.parametrize("disk", ["directory", "image"])
+def test_a_process_in_a_mount_namespace_of_its_own_is_the_instances(
+    make_chroot: Callable[..., driving.Chroot], image: Callable[..., Path], disk: str
+) -> None:
+    """Also without a cgroup to find it by: the copy of the mounts that its root is in tells."""
+    script = roots.script("/bin/busybox unshare -m /bin/sleep 3600 & exit 0", "true")
+    chroot = make_chroot(init=script) if disk == "directory" else make_chroot(disk=image(init=script))
+    chroot.start()
+    kernelview.wait_until(lambda: chroot.pids("sleep"), "the process has its own mount namespace")
+    assert chroot.state == "running"
+    (pid,) = chroot.pids("sleep")
+    chroot.cli("stop", "--timeout", "1")
+    assert not processes.is_alive(pid), "a zombie at most, until init reaps it"
+    assert chroot.is_gone()
+
+
+@pytest.mark.parametrize("call", ["rename", "fsync"])
+def test_a_kill_while_the_log_is_written_leaves_nothing_for_ever(
+    web1: driving.Chroot, cli: driving.Cli, call: str
+) -> None:
+    log = cli.run_dir / "web1/init-start.log.new"
+    strace = [
+        "strace", "-f", "-qq", "-b", "execve", "-o", "/dev/null", "-P", str(log), "-e", f"trace={call}",
+        "-e", f"inject={call}:signal=KILL",
+    ]  # fmt: skip
+    python = os.path.realpath(sys.executable)
+    done = subprocess.run(
+        [*strace, python, "-m", "chrootfw", "start", "web1"], env=cli.environment(), check=False, capture_output=True
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    web1.cli("stop")
+    assert not (cli.run_dir / "web1").exists()
+
+
+def test_copy_replaces_a_link_that_leads_nowhere_and_gives_it_back(web1: driving.Chroot) -> None:
+    link = web1.disk / "etc/resolv.conf"
+    link.symlink_to("../run/systemd/resolve/stub-resolv.conf")
+    web1.define(resolv_conf="copy")
+    web1.cli("start")
+    assert (web1.root / "etc/resolv.conf").read_bytes() == Path("/etc/resolv.conf").read_bytes()
+    web1.cli("stop")
+    assert os.readlink(link) == "../run/systemd/resolve/stub-resolv.conf"
+    assert sorted(os.listdir(web1.disk / "etc")) == ["chrootfw", "group", "passwd", "resolv.conf"]
+
+
+def test_copy_gives_back_the_roots_own_file(web1: driving.Chroot) -> None:
+    own = web1.disk / "etc/hosts"
+    own.write_text("127.0.0.1 mine\n")
+    web1.define(hosts="copy")
+    web1.cli("start")
+    assert own.read_bytes() == Path("/etc/hosts").read_bytes()
+    web1.cli("stop")
+    assert own.read_text() == "127.0.0.1 mine\n"
+
+
+def test_what_is_no_instance_is_not_listed(web1: driving.Chroot, cli: driving.Cli) -> None:
+    web1.start()
+    for name in ("lost+found", "a b", "-x"):
+        (cli.run_dir / name).mkdir()
+    assert [i["name"] for i in cli.json("list")["instances"]] == ["web1"]
+    for name in ("lost+found", "a b", "-x"):
+        (cli.run_dir / name).rmdir()
+
+
+def test_a_failed_start_takes_its_mount_points_back(web1: driving.Chroot) -> None:
+    before = sorted(path.relative_to(web1.disk) for path in web1.disk.rglob("*"))
+    web1.define(binds=["/etc:/newly/made"], init_script="/none")
+    failed = web1.cli("start", expect=1)
+    assert "/newly/made" in failed.stderr
+    assert sorted(path.relative_to(web1.disk) for path in web1.disk.rglob("*")) == before
+
+
+def test_a_bind_of_the_hosts_own_file_system_makes_no_stranger_a_holder(
+    make_chroot: Callable[..., driving.Chroot],
+    cli: driving.Cli,
+    image: Callable[..., Path],
+    attach: Callable[[Path], str],
+    mounted: Callable[..., Path],
+    outside: Callable[..., subprocess.Popen[str]],
+    tmp_path: Path,
+) -> None:
+    """The record is lost; a process outside has a file open on a file system that is bound whole into the root."""
+    data = mounted(tmp_path / "data", attach(image(name="data")))
+    chroot = make_chroot(binds=[f"{data}:/mnt"])
+    chroot.start()
+    stranger = outside("sleep", "3600", cwd=str(data))
+    (cli.run_dir / "web1/intent.json").unlink()
+    chroot.cli("stop", "--kill-holders")
+    assert stranger.poll() is None
+    assert chroot.is_gone()
+
+
+def test_a_record_by_a_newer_chrootfw_is_kept(web1: driving.Chroot, cli: driving.Cli) -> None:
+    web1.start()
+    path = cli.run_dir / "web1/intent.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "version": 99}))
+    refused = web1.cli("stop", expect=1)
+    assert "newer" in refused.brief
+    assert path.exists()
+    path.write_text(json.dumps(record))
+    web1.cli("stop")

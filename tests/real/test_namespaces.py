@@ -1,0 +1,119 @@
+"""Mount namespaces beside ours: an instance that lives in one, and services that have a copy of our mounts."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import driving
+import pytest
+import roots
+from driving import Chroot, Cli
+from kernelview import is_running, loops_over, mounts_below, wait_until
+
+MakeChroot = Callable[..., Chroot]
+Outside = Callable[..., "subprocess.Popen[str]"]
+
+
+class Elsewhere:
+    """A private mount namespace, kept by one process, in which the command can be run."""
+
+    def __init__(self, keeper: subprocess.Popen[str], cli: Cli) -> None:
+        self.keeper = keeper
+        self._cli = cli
+
+    def __call__(self, *argv: str, **how: object) -> driving.Result:
+        return self._cli(*argv, prefix=["nsenter", f"--mount=/proc/{self.keeper.pid}/ns/mnt"], **how)
+
+
+@pytest.fixture
+def elsewhere(outside: Outside, cli: Cli) -> Iterator[Elsewhere]:
+    keeper = outside("unshare", "--mount", "sh", "-c", "echo; exec sleep 3600", stdout=subprocess.PIPE)
+    assert keeper.stdout is not None
+    keeper.stdout.readline()
+    place = Elsewhere(keeper, cli)
+    yield place
+    place("stop", "web1", "--force", expect=(0, 1))  # 1: it lives here meanwhile
+
+
+def test_an_instance_elsewhere_is_never_called_absent(web1: Chroot, cli: Cli, elsewhere: Elsewhere) -> None:
+    elsewhere("start", "web1")
+    (pid,) = (each["pid"] for each in elsewhere("ps", "web1", "--json").json()["processes"])
+
+    assert mounts_below(web1.root) == []
+    (listed,) = cli.json("list")["instances"]
+    assert listed["state"] != "absent"
+    assert listed["namespace"]
+    assert "namespace" in web1.cli("info").stdout
+    for verb in ("stop", "stop --force", "cleanup", "reboot", "start"):
+        web1.cli(verb, expect=1, says=["web1", "namespace"])
+    web1.cli("exec", "--", "/bin/true", expect=125, says=["web1", "namespace"])
+    assert is_running(pid)
+
+    elsewhere("stop", "web1")
+    assert not is_running(pid)
+    assert web1.state == "absent"
+    assert web1.calls() == ["start", "stop"]
+    web1.cli("start")
+
+
+def test_an_instance_elsewhere_whose_processes_are_gone_but_not_its_mounts(web1: Chroot, elsewhere: Elsewhere) -> None:
+    elsewhere("start", "web1", "--no-init")
+    assert web1.state != "absent"
+    web1.cli("start", expect=1, says=["web1", "namespace"])
+
+
+def test_an_image_in_use_elsewhere_is_not_used_twice(
+    make_chroot: MakeChroot, image: Callable[..., Path], elsewhere: Elsewhere
+) -> None:
+    disk = image()
+    make_chroot("web1", disk=disk)
+    web2 = make_chroot("web2", disk=disk)
+    elsewhere("start", "web1")
+    web2.cli("start", expect=1, says=[str(disk)])
+    elsewhere("stop", "web1")
+    roots.check_image(disk, "ext4")
+    web2.cli("start")
+
+
+@pytest.fixture
+def shared(run_dir: Path, mounted: Callable[..., Path]) -> Path:
+    """A shared run directory, as every directory is on a machine with systemd."""
+    mounted(run_dir, "--bind", str(run_dir))
+    subprocess.run(["mount", "--make-shared", str(run_dir)], check=True)
+    return run_dir
+
+
+def test_a_service_with_a_slave_copy_of_our_mounts_holds_nothing(
+    make_chroot: MakeChroot, image: Callable[..., Path], outside: Outside, shared: Path
+) -> None:
+    """As with PrivateTmp= and the like: made after the start, it hears of the unmount."""
+    web1 = make_chroot(disk=image())
+    web1.start()
+    service = outside(
+        "unshare", "--mount", "--propagation=slave", "sh", "-c", "echo; exec sleep 3600", stdout=subprocess.PIPE
+    )
+    assert service.stdout is not None
+    service.stdout.readline()
+    assert str(web1.root) in Path(f"/proc/{service.pid}/mountinfo").read_text()
+
+    web1.cli("stop")
+
+    wait_until(lambda: not loops_over(web1.disk), "the image is free")
+    assert str(web1.root) not in Path(f"/proc/{service.pid}/mountinfo").read_text()
+    assert service.poll() is None
+    roots.check_image(web1.disk, "ext4")
+
+
+def test_a_whole_life_in_a_shared_run_directory(
+    make_chroot: MakeChroot, image: Callable[..., Path], shared: Path
+) -> None:
+    web1 = make_chroot(disk=image())
+    web1.cli("start")
+    web1.runtime.run("web1", ["/bin/mount", "-t", "tmpfs", "tmpfs", "/mnt"], check=True)
+    web1.cli("reboot")
+    web1.cli("stop", "--keep-mounted")
+    web1.cli("cleanup")
+    assert web1.is_gone()
+    roots.check_image(web1.disk, "ext4")
