@@ -64,8 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     """What stands behind the ``--`` of exec is a command's, and not looked at."""
-    if "--" in arguments:
-        dashes = arguments.index("--")
+    dashes = arguments.index("--") if "--" in arguments else 0
+    if "exec" in arguments[:dashes]:
         options = _parser().parse_args(arguments[:dashes])
         if options.verb == "exec":
             if options.command:
