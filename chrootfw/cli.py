@@ -229,15 +229,15 @@ def _plugins(options: argparse.Namespace) -> int:
     from chrootfw import display
 
     runtime, _ = _runtime(options)
-    rows = runtime.who_answers(options.name) if options.name else []
+    rows = runtime.who_answers(options.name) if options.name is not None else []
     records = runtime.plugins()
     failures = [error.brief for error in runtime.plugin_failures()]
     if options.json:
         shown = {"plugins": [attrs.asdict(record) for record in records], "failures": failures}
         answers = [{"stage": stage, "hook": hook, "plugin": plugin} for stage, hook, plugin in rows]
-        _print_json({**shown, **({"answers": answers} if options.name else {})})
+        _print_json({**shown, **({"answers": answers} if options.name is not None else {})})
         return DONE
-    if options.name:
+    if options.name is not None:
         print(display.table(["STAGE", "HOOK", "ANSWERED BY"], rows, sys.stdout, {}))
         return DONE
     lines = [
@@ -305,11 +305,12 @@ def _exec(options: argparse.Namespace) -> int:
     try:
         return entering.execute(*_directories(), options.name, command, user=options.user, env=env, cwd=options.cwd)
     except OSError as error:
-        print(f"chrootfw: cannot run {command[0]} in {options.name}: {error.strerror}", file=sys.stderr)
         import errno
 
+        brief = f"cannot run {command[0]} in {options.name}: {error.strerror}"
         if not (error.strerror or "").startswith("execve"):
-            return EXEC_FAILED
+            raise ChrootfwError(f"{brief} ({error.filename})") from error
+        print(f"chrootfw: {brief}", file=sys.stderr)
         return EXEC_MISSING if error.errno in (errno.ENOENT, errno.ENOTDIR) else EXEC_NOT_EXECUTABLE
 
 
