@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 
 from chrootfw import config, intents, inventory
-from chrootfw.errors import ChrootfwError
+from chrootfw.errors import ChrootfwError, TrustError
 from chrootfw.plugins import Registry
 from chrootfw.stages import Stages
 from chrootfw.system import cgroups, mounts, store, syscalls
@@ -189,7 +189,10 @@ def _definitions(config_dir: str, registry: Registry) -> Iterator[Check]:
 
 
 def _instances(run_dir: str) -> Iterator[Check]:
-    survey = inventory.Survey(run_dir)
+    try:
+        survey = inventory.Survey(run_dir)
+    except TrustError:
+        return  # the check of the run directory says so
     for name in sorted(survey.names()):
         intent, notes = inventory.read_intent(survey, name)
         for note in notes:
