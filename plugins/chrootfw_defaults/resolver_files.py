@@ -1,7 +1,7 @@
 """/etc/resolv.conf and /etc/hosts inside the root, by policy.
 
 ``keep``: the root's own file, with a warning when it is a dangling symbolic link. ``off``: not even looked at. ``bind``: the host's
-file, read-only, as it is at any time. ``copy``: a copy of the host's file, taken at start; the root's own content comes back at stop.
+file, read-only, as it is at any time. ``copy``: a copy of the host's file, taken at start; the root's own file comes back at stop.
 """
 
 from __future__ import annotations
