@@ -21,7 +21,7 @@ class Ground:
 
     def __init__(self, files: Path) -> None:
         self.files = files
-        self._run_dirs: dict[str, str] = {}  # by identity: a run directory may be gone when it is asked about
+        self._run_dirs: dict[str, str] = {}  # by identity: another one may be mounted in its place
 
     def know_run_dir(self, run_dir: Path) -> None:
         """Called by whatever lets the product use a run directory."""
@@ -37,10 +37,18 @@ class Ground:
         return Snapshot(
             mounts=kernelview.mount_table(),
             loops={device: file for device, file in kernelview.loop_devices().items() if self._is_ours(file)},
-            cgroups={str(path) for known in self._run_dirs for path in kernelview.cgroups_of(known)},
+            cgroups={str(path) for known in self._existing() for path in kernelview.cgroups_of(known)},
             directories={str(path) for run_dir in self._run_dirs.values() for path in _instance_directories(run_dir)},
             processes=kernelview.processes_of_the_tests(),
         )
+
+    def _existing(self) -> list[str]:
+        """The run directories that are still there; the number of one that is gone may be a stranger's by now."""
+        return [
+            known
+            for known, path in self._run_dirs.items()
+            if os.path.exists(path) and known == kernelview.identity(path)
+        ]
 
     def _is_ours(self, file: str) -> bool:
         return file.startswith(f"{self.files}/")

@@ -8,13 +8,13 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import roots
 from driving import Chroot, Cli
-from kernelview import is_running, mount_table, mounts_below, wait_until
+from kernelview import cgroups_of, identity, is_running, mount_table, mounts_below, wait_until
 
 import chrootfw
 
@@ -531,9 +531,10 @@ def fill(directory: Path) -> None:
 
 
 @pytest.fixture
-def small_run_dir(run_dir: Path, mounted: Callable[..., Path]) -> Path:
+def small_run_dir(run_dir: Path, mounted: Callable[..., Path]) -> Iterator[Path]:
     """A run directory with little space."""
-    return mounted(run_dir, "-t", "tmpfs", "-o", "size=256k,mode=755", "tmpfs")
+    yield mounted(run_dir, "-t", "tmpfs", "-o", "size=256k,mode=755", "tmpfs")
+    assert cgroups_of(identity(run_dir)) == []  # before it is unmounted, and nobody can tell whose they are
 
 
 def test_a_full_run_directory_refuses_a_start(web1: Chroot, small_run_dir: Path) -> None:

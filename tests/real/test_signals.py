@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import signal
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import driving
 import kernelview
@@ -97,4 +100,22 @@ def test_a_signal_that_was_ignored_stays_ignored(web1: driving.Chroot) -> None:
     _until(process, " on /")
     process.send_signal(signal.SIGHUP)
     web1._cli.end(process)
+    assert web1.state == "running"
+
+
+@pytest.mark.parametrize("signum", SIGNALS)
+def test_waiting_for_a_lock_ends_at_once(web1: driving.Chroot, signum: signal.Signals) -> None:
+    web1.start()
+    lock = web1._cli.run_dir / ".locks/web1.lock"
+    with lock.open("r+") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        process = web1._cli.begin("stop", "web1", "--lock-timeout", "600")
+
+        def waits() -> bool:
+            fds = Path(f"/proc/{process.pid}/fd")
+            return any(os.path.realpath(fd) == str(lock.resolve()) for fd in fds.iterdir())
+
+        kernelview.wait_until(waits, "the command has opened the lock")
+        process.send_signal(signum)
+        web1._cli.end(process, expect=128 + signum)
     assert web1.state == "running"

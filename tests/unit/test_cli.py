@@ -1,0 +1,67 @@
+"""The command line's own business: usage, closed streams, errors as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def chrootfw(tmp_path: Path, *argv: str, shell: str = '"$@"') -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "CHROOTFW_RUN_DIR": str(tmp_path / "run"), "CHROOTFW_CONFIG_DIR": str(tmp_path / "etc")}
+    command = ["sh", "-c", shell, "sh", sys.executable, "-m", "chrootfw", *argv]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.mark.parametrize(
+    ("argv", "status"),
+    [
+        (["bogus"], 2),
+        (["list", "--bogus"], 2),
+        (["start"], 2),
+        (["stop", "nothing"], 3),
+        (["info", "nothing"], 3),
+        (["exec", "--bogus"], 125),
+        (["exec", "nothing", "--", "true"], 125),
+        (["exec", "nothing", "grep", "--", "x"], 125),
+        (["shell", "nothing"], 125),
+        (["stop", "nothing", "--timeout", "-1"], 2),
+        (["start", "web1", "--disk", "relative"], 2),
+        (["plan", "restart", "web1"], 2),
+    ],
+)
+def test_an_error_is_one_sentence_and_a_status_and_the_same_in_json(
+    tmp_path: Path, argv: list[str], status: int
+) -> None:
+    plain = chrootfw(tmp_path, *argv)
+    assert plain.returncode == status
+    assert plain.stderr.startswith("chrootfw: ")
+    assert plain.stdout == ""
+    verb, *rest = argv
+    told = chrootfw(tmp_path, verb, "--json", *rest)
+    assert told.returncode == status
+    answer = json.loads(told.stdout)
+    assert answer["version"] == 1
+    assert set(answer["error"]) == {"kind", "brief", "details", "hint"}
+    assert answer["error"]["brief"] in plain.stderr
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_change_nothing(tmp_path: Path, closed: str) -> None:
+    assert chrootfw(tmp_path, "list", shell=f'"$@" {closed}').returncode == 0
+
+
+def test_a_reader_that_has_gone_is_no_traceback(tmp_path: Path) -> None:
+    chrootfw(tmp_path, "parameters", shell='"$@" | true')
+
+
+def test_a_directory_of_ours_must_be_absolute(tmp_path: Path) -> None:
+    done = chrootfw(tmp_path, "list", shell='CHROOTFW_RUN_DIR=relative "$@"')
+    assert done.returncode == 2
+    assert "relative" in done.stderr
