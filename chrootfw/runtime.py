@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import attrs
 
-from chrootfw import config, entering, intents, inventory, starting, stopping
+from chrootfw import config, entering, intents, inventory, mounting, starting, stopping
 from chrootfw.errors import (
     ChrootfwError,
     DefinitionError,
@@ -176,7 +176,7 @@ class Runtime:
                 raise AssertionError("the line above raises")
             answers = self._asked(job)
             if job.intent is None:
-                job.intent = {**self._fresh_intent(job, None), "disks": starting.describe_disks(job, answers.points)}
+                job.intent = {**self._fresh_intent(job, None), "disks": mounting.describe_disks(job, answers.points)}
             stopping.reboot(job, answers)
         return self._shown(instance)
 

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import os
-import stat
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
 
-from chrootfw import debts, intents, killing, scripts, unmounting
+from chrootfw import debts, intents, killing, mounting, scripts, unmounting
 from chrootfw.errors import (
     ChrootfwError,
-    DiskError,
     HeldError,
     Interrupted,
-    PlanError,
     PreStartError,
     ScriptError,
     StepError,
@@ -25,7 +22,7 @@ from chrootfw.errors import (
 from chrootfw.jobs import Job
 from chrootfw.model import Command, Entry, MountPoint, NoCommand, Problem, Step
 from chrootfw.planning import transitions
-from chrootfw.system import cgroups, disks, loops, mounts, store, syscalls, trees
+from chrootfw.system import cgroups, disks, store
 from chrootfw.system.root import Root
 from chrootfw.views import InstanceState
 
@@ -66,7 +63,7 @@ def start(job: Job, answers: Answers, fresh_intent: dict[str, Any], lock_disk: C
     if state == InstanceState.MOUNTED:
         _start_on_mounted(job, answers, fresh_intent, lock_disk)
         return
-    found = _check_disks(job, answers.points, lock_disk)
+    found = mounting.check_disks(job, answers.points, lock_disk)
     pay_old_debts(job)
     _make_directories(job)
     job.intent = {**fresh_intent, "disks": found, "entry": answers.entry.to_dict()}
@@ -74,7 +71,7 @@ def start(job: Job, answers: Answers, fresh_intent: dict[str, Any], lock_disk: C
         job.save()
         job.interrupts.check()
         _make_cgroup(job)
-        job.stages.around(job.instance, "mount", lambda: _mount_all(job, answers))
+        job.stages.around(job.instance, "mount", lambda: mounting.mount_tree(job, answers.points))
         _run_inside(job, answers)
     except BaseException as error:
         with job.interrupts.shield():
@@ -86,10 +83,10 @@ def _start_on_mounted(
     job: Job, answers: Answers, fresh_intent: dict[str, Any], lock_disk: Callable[[disks.Disk], None]
 ) -> None:
     """The root is mounted: it must be this disk. What is mounted in it is made afresh."""
-    check_same_disk(job, lock_disk)
+    mounting.check_same_disk(job, lock_disk)
     before = job.intent
     steps = before["steps"] if before else []
-    known = before["disks"] if before else describe_disks(job, answers.points)
+    known = before["disks"] if before else mounting.describe_disks(job, answers.points)
     job.intent = {**fresh_intent, "disks": known, "entry": answers.entry.to_dict(), "steps": list(steps)}
     try:
         job.save()
@@ -127,23 +124,7 @@ def renew(job: Job, answers: Answers) -> None:
     unmounting.take_down(job, keep_root=True)
     remove_cgroups(job)
     _make_cgroup(job)
-    parts = [(plugin, point) for plugin, point in answers.points if point.at == "root" and point.target != "/"]
-    top = next(point for _, point in answers.points if point.at == "root" and point.target == "/")
-
-    def mount_parts() -> None:
-        opened: list[trees.Detached] = []
-        root = trees.attached_root(top, job.root, read_only=False)
-        try:
-            for plugin, point in parts:
-                opened.append(_detach(job, plugin, point))
-            with job.step("mount", f"attach {len(parts)} mounts in {job.root}"):
-                trees.attach_parts(root, opened, job.made)
-            _say_made(job)
-        finally:
-            for detached in (root, *opened):
-                os.close(detached.fd)
-
-    job.stages.around(job.instance, "mount", mount_parts)
+    job.stages.around(job.instance, "mount", lambda: mounting.mount_parts(job, answers.points))
 
 
 def _run_inside(job: Job, answers: Answers) -> None:
@@ -160,113 +141,7 @@ def _run_inside(job: Job, answers: Answers) -> None:
     job.save(phase="started", started_at=time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()))
 
 
-# -- mount ------------------------------------------------------------------------------------------
-
-
-def _check_disks(
-    job: Job, points: Sequence[tuple[str, MountPoint]], lock_disk: Callable[[disks.Disk], None]
-) -> list[dict[str, Any]]:
-    """Identify, lock and check every disk in the tree; nothing is touched yet. Raises ``DiskError``."""
-    found = []
-    keys: dict[str, str] = {}
-    for _, point in points:
-        disk = disk_of(point)
-        if disk is None:
-            continue
-        disks.check_place(disk, job.run_dir)
-        if disk.key in keys:
-            raise PlanError(f"{job.name} would mount one disk twice: {keys[disk.key]} and {disk.path}")
-        keys[disk.key] = disk.path
-        lock_disk(disk)
-        users = disks.users(disk, mounts.table())
-        users += [f"the root of instance {other}" for other in _instances_on(job, disk)]
-        if users:
-            raise DiskError(
-                f"the disk {disk.path} is already in use: {name_users(job, users)}",
-                hint="an image or device is mounted once only: stop or unmount its other user first",
-            )
-        found.append(_disk_record(disk))
-    return found
-
-
-def describe_disks(job: Job, points: Sequence[tuple[str, MountPoint]]) -> list[dict[str, Any]]:
-    """The disks of an instance whose record is lost, with the devices that are mounted now."""
-    devices = [entry.dev for entry in unmounting.root_mounts(job, job.survey().mounts(job.name))]
-    found = [_disk_record(disk) for _, point in points if (disk := disk_of(point))]
-    for record in found[:1]:
-        record["devices"] = devices
-    return found
-
-
-def _disk_record(disk: disks.Disk) -> dict[str, Any]:
-    return {
-        "kind": disk.kind,
-        "path": disk.path,
-        "file": [disk.dev, disk.ino],
-        "devices": [disk.rdev] if disk.kind == "block" else [],
-        "loop": None,
-    }
-
-
-def disk_of(point: MountPoint) -> disks.Disk | None:
-    """The disk behind a mount point: every image and block device, and a directory that becomes the root."""
-    if not isinstance(point.source, str) or not point.source.startswith("/"):
-        return None
-    bound = "bind" in point.options or "rbind" in point.options
-    is_root = point.target == "/"
-    if not is_root and (bound or point.fstype is None):
-        return None
-    disk = disks.identify(point.source)
-    if disk.kind == "directory" and not (is_root and point.at == "root"):
-        return None
-    return None if bound and disk.kind != "directory" else disk
-
-
-def name_users(job: Job, users: Sequence[str]) -> str:
-    """The users of a disk, mounts below the run directory by the instance's name."""
-    lines = []
-    for user in users:
-        below = user.removeprefix(f"mounted on {job.run_dir}/")
-        lines.append(user if below == user else f"{user} (instance {below.split('/', 1)[0]})")
-    return "; ".join(lines)
-
-
-def _instances_on(job: Job, disk: disks.Disk) -> list[str]:
-    """The other instances whose root is this very directory."""
-    if disk.kind != "directory":
-        return []
-    found = []
-    for name, entries in job.survey().entries.items():
-        root = os.fsencode(intents.root(job.run_dir, name))
-        if any(entry.mount_point == root and entry.dev == disk.dev for entry in entries):
-            status = syscalls.statx(root)
-            if name != job.name and (status.dev, status.ino) == (disk.dev, disk.ino):
-                found.append(name)
-    return found
-
-
-def check_same_disk(job: Job, lock_disk: Callable[[disks.Disk], None]) -> None:
-    """What is mounted on the root's mount point must be the instance's own disk. Raises ``DiskError``."""
-    entries = unmounting.root_mounts(job, job.survey().mounts(job.name))
-    if job.instance.disk is None or not entries:
-        return
-    disk = disks.identify(job.instance.disk)
-    disks.check_place(disk, job.run_dir)
-    lock_disk(disk)
-    entry = entries[0]
-    source = os.fsdecode(entry.source)
-    status = syscalls.statx(os.fsencode(job.root))
-    if disk.kind == "directory":
-        same = len(entries) == 1 and (status.dev, status.ino) == (disk.dev, disk.ino)
-    elif disk.kind == "image":
-        same = source in loops.over({(disk.dev, disk.ino): disk.path})
-    else:
-        same = entry.dev == disk.rdev or (source.startswith("/dev/") and os.stat(source).st_rdev == disk.rdev)
-    if not same:
-        raise DiskError(
-            f"something else is mounted on {job.root}: {source} ({os.fsdecode(entry.fstype)}), not the disk {disk.path}",
-            hint=f"unmount it, or see what it is: findmnt {job.root}",
-        )
+# -- directories and cgroups --------------------------------------------------------------------------
 
 
 def _make_directories(job: Job) -> None:
@@ -338,96 +213,6 @@ def current_cgroup(job: Job) -> tuple[str | None, list[str]]:
     paths = survey.cgroups.get(job.name, [])
     joins = [f"{path}/cgroup.procs" for path in survey.v1_groups.get(job.name, [])[-1:]] if not paths else []
     return (paths[-1] if paths else None), joins
-
-
-def _mount_all(job: Job, answers: Answers) -> None:
-    for plugin, point in answers.points:
-        if point.at != "root":
-            _mount_aux(job, plugin, point)
-    tree = [(plugin, point) for plugin, point in answers.points if point.at == "root"]
-    opened: list[trees.Detached] = []
-    tree_fd = -1
-    try:
-        for plugin, point in tree:
-            job.interrupts.check()
-            opened.append(_detach(job, plugin, point))
-        root, *parts = opened
-        _record_device(job, root)
-        with job.step("mount", f"attach the tree of {len(opened)} mounts on {job.root}"):
-            tree_fd = trees.assemble(root, parts, job.root, job.made)
-            try:
-                trees.attach(tree_fd, job.root)
-            except OSError as error:
-                raise StepError(f"cannot attach the tree on {job.root}: {error.strerror}") from error
-        _say_made(job)
-    finally:
-        for fd in (tree_fd, *(detached.fd for detached in opened)):
-            if fd >= 0:
-                os.close(fd)
-
-
-def _mount_aux(job: Job, plugin: str, point: MountPoint) -> None:
-    """An auxiliary layer: attached at once, since others name it by its path."""
-    base = f"{intents.directory(job.run_dir, job.name)}/aux"
-    place = f"{base}/{point.at[4:]}"
-    for path in (base, place):
-        try:
-            os.mkdir(path, 0o755)
-        except FileExistsError:
-            pass
-    detached = _detach(job, plugin, point)
-    try:
-        _record_device(job, detached)
-        if point.target == "/":
-            trees.attach(detached.fd, place)
-        else:
-            layer = trees.attached_root(point, place, read_only=False)
-            try:
-                trees.attach_parts(layer, [detached], [])
-            finally:
-                os.close(layer.fd)
-    except OSError as error:
-        raise StepError(f"cannot attach {point.describe()} on {place}: {error.strerror}") from error
-    finally:
-        os.close(detached.fd)
-
-
-def _detach(job: Job, plugin: str, point: MountPoint) -> trees.Detached:
-    """Apply the step that makes the source, if there is one, and make the mount."""
-    source = point.source
-    if isinstance(source, Step):
-        facts: Mapping[str, Any] = debts.apply(job, "mount", plugin, source)
-        made = facts.get("source")
-        if not isinstance(made, str) or not made:
-            raise StepError(
-                f"{job.stages.registry.record(plugin).describe()}: the step {source.describe()} says no source for {point.target}",
-                hint='apply() of a source step returns {"source": path}',
-            )
-        source = made
-    base = f"{intents.directory(job.run_dir, job.name)}/aux"
-    options = [option.replace("{aux:", "{").replace("{", f"{base}/").replace("}", "") if "{aux:" in option else option
-               for option in point.options]  # fmt: skip
-    with job.step("mount", f"mount {point.describe()}", plugin):
-        return trees.detach(point, source, options)
-
-
-def _record_device(job: Job, detached: trees.Detached) -> None:
-    """Remember the device of a disk's mount: when a stop finds it busy, its holders are looked for by it."""
-    if job.intent is None:
-        return
-    device = syscalls.statx("", detached.fd).dev
-    for record in job.intent["disks"]:
-        if record["path"] == detached.point.source:
-            record["devices"] = sorted({*record["devices"], device})
-            record["loop"] = detached.loop
-            job.save()
-
-
-def _say_made(job: Job) -> None:
-    for path in job.made:
-        if any(other.startswith(f"{path}/") for other in job.made):
-            continue  # what is below it says it all
-        job.warn("mount", f"made the mount point {path} in the root: it was missing")
 
 
 # -- pre-start and init script ----------------------------------------------------------------------
@@ -504,7 +289,7 @@ def _undo(job: Job, error: BaseException) -> None:
     """Take back everything of a start that failed; what cannot be taken back is added to the error."""
     try:
         killing.kill_at_once(job)
-        _remove_made(job)
+        mounting.remove_made(job)
         finish(job)
         if isinstance(error, Interrupted):
             _add_details(error, [f"what the start of {job.name} had done is undone"])
@@ -533,30 +318,6 @@ def _undo_on_mounted(job: Job, before: dict[str, Any] | None, error: BaseExcepti
 def _told(second: Exception) -> list[str]:
     brief = getattr(second, "brief", None) or f"{type(second).__name__}: {second}"
     return [f"and undoing it failed: {brief}", *getattr(second, "details", ())]
-
-
-def _remove_made(job: Job) -> None:
-    """Take the mount points that a failed start made in the disk away again, as far as they are still empty."""
-    if not job.made:
-        return
-    debts.pay(job, ("pre-start",))
-    unmounting.take_down(job, keep_root=True)
-    inside = Root(job.root)
-    for path in reversed(job.made):
-        directory, _, name = path.rpartition("/")
-        try:
-            parent_fd = inside.open_fd(directory or "/", os.O_PATH | os.O_DIRECTORY)
-        except OSError:
-            continue
-        try:
-            if stat.S_ISDIR(os.stat(name, dir_fd=parent_fd, follow_symlinks=False).st_mode):
-                os.rmdir(name, dir_fd=parent_fd)
-            elif not os.stat(name, dir_fd=parent_fd, follow_symlinks=False).st_size:
-                os.unlink(name, dir_fd=parent_fd)
-        except OSError:
-            pass  # something uses it now
-        finally:
-            os.close(parent_fd)
 
 
 def _add_details(error: BaseException, lines: Sequence[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from chrootfw import inventory, killing, starting, unmounting
+from chrootfw import inventory, killing, mounting, starting, unmounting
 from chrootfw.errors import ChrootfwError, Interrupted, ScriptError
 from chrootfw.jobs import Job
 from chrootfw.model import Command, Entry
@@ -135,7 +135,7 @@ def reboot(job: Job, answers: Answers) -> None:
     """
     state = job.survey().state(job.name, job.intent)
     transitions.check("reboot", job.name, state)
-    starting.check_same_disk(job, lambda _disk: None)
+    mounting.check_same_disk(job, lambda _disk: None)
     end_processes(job, force=False, timeout=None, run_script=None, kill_holders=False)
     starting.start_again(job, answers)
 

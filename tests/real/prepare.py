@@ -74,9 +74,12 @@ def debian_system() -> Path:
 def _build(archive: Path) -> None:
     command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(SERVICES)}", SUITE, str(archive)]
     sources = _debian_sources()
+    if not sources:
+        _apt(["apt-get", "update"])
+        sources = _debian_sources()
     if sources:
         subprocess.run([*command, "-"], input="\n".join(sources) + "\n", text=True, check=True)
-    else:  # no Debian machine: mmdebstrap knows where Debian is
+    else:  # a machine of another distribution: mmdebstrap knows where Debian is
         subprocess.run(command, stdin=subprocess.DEVNULL, check=True)
 
 

@@ -31,7 +31,7 @@ FLOORS = (
     ),
     ("hookspecs", "plugins", "stages", "interrupts"),
     ("intents", "inventory", "entering", "config"),
-    ("jobs", "scripts", "killing", "unmounting", "debts", "starting", "stopping"),
+    ("jobs", "scripts", "killing", "unmounting", "debts", "mounting", "starting", "stopping"),
     ("node", "verify", "runtime"),
     ("display", "demo_files", "demo", "cli", "__main__"),
 )
