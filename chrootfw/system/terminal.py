@@ -328,7 +328,8 @@ class _Relay:
         """Type VEOF if all that was typed has been read.
 
         Once is not enough: it ends one reader (``cat``), not the shell that runs it; and a shell that turns
-        ICANON off while it waits in the queue reads a NUL instead. Who ignores it 100 times is hung up.
+        ICANON off while it waits in the queue reads a NUL instead. So from the second time on the line is erased
+        before (VKILL). Who ignores it 100 times is hung up.
         """
         if not self.inward:
             peer = _peer(self.master)
@@ -339,8 +340,11 @@ class _Relay:
             finally:
                 os.close(peer)
             if read:
-                end = termios.tcgetattr(self.master)[6][termios.VEOF]
-                self.inward = end if end != b"\0" else b"\x04"
+                keys = termios.tcgetattr(self.master)[6]
+                end = keys[termios.VEOF] if keys[termios.VEOF] != b"\0" else b"\x04"
+                # A NUL that a line editor took for a character stands in its line now: VEOF ends an empty line only.
+                erase = keys[termios.VKILL] if keys[termios.VKILL] != b"\0" else b"\x15"
+                self.inward = end if self.eofs == 0 else erase + end
                 self.eofs += 1
                 if self.eofs == _EOF_MAX:
                     self._send(signal.SIGHUP)
