@@ -104,10 +104,10 @@ def cgroup_hierarchy() -> Path | None:
 
 
 def cgroups_of(run_dir_id: str) -> list[Path]:
-    """The cgroups of one run directory, given as ``identity`` names it; its own directory too."""
-    hierarchy = cgroup_hierarchy()
-    home = hierarchy / "chrootfw" / run_dir_id if hierarchy else None
-    return [home, *home.rglob("*@*")] if home is not None and home.is_dir() else []
+    """The cgroups of one run directory, given as ``identity`` names it, v2 and v1; its own directory too."""
+    tops = {os.fsdecode(mount.target) for mount in mount_table().values() if mount.fstype in ("cgroup", "cgroup2")}
+    homes = [Path(top) / "chrootfw" / run_dir_id for top in sorted(tops)]
+    return [path for home in homes if home.is_dir() for path in (home, *home.rglob("*@*"))]
 
 
 def identity(path: str | os.PathLike[str]) -> str:
