@@ -55,7 +55,7 @@ KINDS = {
 def chrootfw_parameters() -> Sequence[Parameter] | None:
     """Which parameters of an instance does the plugin bring?
 
-    Kind: contribute. Asked once for a runtime, before a definition is read.
+    Kind: contribute. Asked before an instance's parameters are checked.
 
     :returns: ``Parameter`` values. A name that the core or another plugin declares is refused.
 

@@ -186,13 +186,13 @@ class Runtime:
         info = self.start(instance)
         try:
             yield Chroot(self, info.name)
-        except BaseException:
+        except BaseException as failure:
             try:
                 with self.interrupts.shield():
                     self.stop(info.name)
-            except ChrootfwError as error:
-                # The block's own failure is what the caller must see; this one is added to it.
-                log.error("stopping %s after a failure: %s", info.name, error)
+            except ChrootfwError as second:
+                log.error("stopping %s after a failure: %s", info.name, second)
+                failure.add_note(f"and stopping {info.name} failed: {second}")
             raise
         with self.interrupts.shield():
             self.stop(info.name)

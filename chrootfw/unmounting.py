@@ -48,7 +48,7 @@ def _place(inside: str) -> tuple[str, str]:
     return f"aux:{name}", f"/{rest}"
 
 
-def take_down(job: Job, *, keep_root: bool = False, told: bool = True) -> None:
+def take_down(job: Job, *, keep_root: bool = False) -> None:
     """Unmount in the plugins' order, read the table again, and repeat until nothing is left.
 
     With ``keep_root`` the root itself (the lowest mount on its mount point) and the auxiliary layers stay. Raises ``HeldError`` naming the
@@ -64,7 +64,7 @@ def take_down(job: Job, *, keep_root: bool = False, told: bool = True) -> None:
             return
         plugin, order = job.stages.unmount_ordering(job.instance, values(job, entries))
         by_id = {entry.id: entry for entry in entries}
-        done, busy = _one_round(job, plugin, [by_id[mount.id] for mount in order], told)
+        done, busy = _one_round(job, plugin, [by_id[mount.id] for mount in order])
         if done:
             busy_until = 0.0
             continue
@@ -76,9 +76,7 @@ def take_down(job: Job, *, keep_root: bool = False, told: bool = True) -> None:
         time.sleep(0.005)  # nothing tells when a busy mount is free
 
 
-def _one_round(
-    job: Job, plugin: str, order: Sequence[mounts.MountEntry], told: bool
-) -> tuple[int, list[mounts.MountEntry]]:
+def _one_round(job: Job, plugin: str, order: Sequence[mounts.MountEntry]) -> tuple[int, list[mounts.MountEntry]]:
     done, busy = 0, []
     for entry in order:
         job.interrupts.check()
@@ -97,9 +95,8 @@ def _one_round(
                 hint="chrootfw verify checks privileges and mount propagation",
             ) from error
         done += 1
-        if told:
-            with job.step("unmount", f"unmount {os.fsdecode(entry.mount_point)}", plugin):
-                pass
+        with job.step("unmount", f"unmount {os.fsdecode(entry.mount_point)}", plugin):
+            pass
     return done, busy
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -22,3 +23,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="cgroup",
         help="tests/real: how own processes are found; 'root' hides every cgroup v2 hierarchy (default: cgroup)",
     )
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """What is skipped on CI guards nothing: there it is a failure."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("CI") and reporter is not None and reporter.stats.get("skipped"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
