@@ -23,6 +23,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="cgroup",
         help="tests/real: how own processes are found; 'root' hides every cgroup v2 hierarchy (default: cgroup)",
     )
+    parser.addoption("--whole", action="store_true", help="tests/crash: whole campaigns, not samples of them")
+    parser.addoption("--figures", metavar="FILE", help="tests/crash: write the figures to FILE, as a Markdown table")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
