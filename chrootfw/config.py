@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from chrootfw.errors import DefinitionError, InputError, PluginError
-from chrootfw.model import DEFAULT_INIT_SCRIPT, Instance, Parameter
+from chrootfw.model import DEFAULT_INIT_SCRIPT, DISK_TIMEOUT, TIMEOUT_MAX, Instance, Parameter
 from chrootfw.planning import paths
 from chrootfw.system import store
 
@@ -24,6 +24,13 @@ FIELDS = (
     ),
     Parameter("plugins", list, (), help="plugins for this instance alone, by name or module:attribute"),
     Parameter("require_process", bool, False, help="a start whose init script leaves no process alive is an error"),
+    Parameter(
+        "disk_timeout",
+        float,
+        DISK_TIMEOUT,
+        lambda value: None if 0 < value <= TIMEOUT_MAX else f"it must be above 0, at most {TIMEOUT_MAX} seconds",
+        help="seconds for the disk to answer, in one mount or unmount; then it is left alone and told",
+    ),
 )
 
 
@@ -97,7 +104,9 @@ def resolve(instance: Instance, declared: Sequence[tuple[str, Parameter]]) -> In
                 plugin=plugin,
                 hook="chrootfw_parameters",
             )
-    known |= {parameter.name: ("", parameter) for parameter in FIELDS if parameter.name == "require_process"}
+    known |= {
+        parameter.name: ("", parameter) for parameter in FIELDS if parameter.name in ("require_process", "disk_timeout")
+    }
     filled: dict[str, Any] = {}
     for key, value in instance.params.items():
         if key in ("disk", "init_script", "plugins", "name"):
@@ -110,10 +119,19 @@ def resolve(instance: Instance, declared: Sequence[tuple[str, Parameter]]) -> In
             )
         plugin, parameter = known[key]
         filled[key] = _checked(plugin, parameter, value)
-    for key, (_, parameter) in known.items():
-        if key not in filled:
-            filled[key] = list(parameter.default) if isinstance(parameter.default, list | tuple) else parameter.default
-    return Instance(instance.name, instance.disk, instance.init_script, filled, instance.plugins)
+    return _with_defaults(instance, filled, [parameter for _, parameter in known.values()])
+
+
+def complete(instance: Instance, declared: Sequence[tuple[str, Parameter]]) -> Instance:
+    """A recorded instance with the defaults of parameters that were not known at its start: of a plugin installed since."""
+    return _with_defaults(instance, dict(instance.params), [parameter for _, parameter in declared])
+
+
+def _with_defaults(instance: Instance, params: dict[str, Any], known: Sequence[Parameter]) -> Instance:
+    for parameter in known:
+        default = parameter.default
+        params.setdefault(parameter.name, list(default) if isinstance(default, list | tuple) else default)
+    return Instance(instance.name, instance.disk, instance.init_script, params, instance.plugins)
 
 
 def _checked(plugin: str, parameter: Parameter, value: Any) -> Any:

@@ -118,7 +118,11 @@ def node(info: NodeInfo) -> str:
         f"instances  {info.instances} present, {info.running} running",
         f"run dir    {info.run_dir_free_mib} of {info.run_dir_total_mib} MiB free",
     ]
-    lines.extend(f"images     {d['free_mib']} of {d['total_mib']} MiB free in {d['path']}" for d in info.image_disks)
+    for disk in info.image_disks:
+        if disk["total_mib"] is None:
+            lines.append(f"images     {disk['path']} does not answer")
+        else:
+            lines.append(f"images     {disk['free_mib']} of {disk['total_mib']} MiB free in {disk['path']}")
     return "\n".join(lines)
 
 

@@ -11,9 +11,11 @@ import signal
 import time
 
 from chrootfw import intents, inventory
-from chrootfw.errors import NotSupported, TransitionError
+from chrootfw.errors import StepError, TransitionError
 from chrootfw.planning.paths import check_absolute, check_name
-from chrootfw.system import cgroups, spawn, users
+from chrootfw.system import cgroups, deadlines, spawn, users
+from chrootfw.system.isolation import Isolation
+from chrootfw.system.namespaces import Joined
 from chrootfw.views import InstanceState
 
 TYPE_CHECKING = False
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 
 #: How often a pipe is read after the end of the command: as much as a pipe can hold (pipe(7)).
 _DRAIN_MAX = 16
+
+#: Seconds for a root to answer before a command is run in it.
+_ROOT_ANSWERS = 10.0
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -34,7 +39,7 @@ def base_environment(name: str, home: str = "/root") -> dict[str, str]:
 class Inside:
     """What is needed to start a process inside: the root, opened, the cgroup, the environment. Close it when done."""
 
-    __slots__ = ("cgroup", "cwd", "env", "ids", "joins", "root", "root_fd", "shell")
+    __slots__ = ("cgroup", "cwd", "env", "ids", "isolation", "joined", "joins", "name", "root", "root_fd", "shell")
 
     def __init__(
         self, run_dir: str, config_dir: str, name: str, *, user: str | None, env: Mapping[str, str], cwd: str | None
@@ -53,9 +58,17 @@ class Inside:
             raise elsewhere(name, pid)
         _check_state(name, survey.state(name, intent), has_root=bool(survey.mounts(name)))
         entry = (intent or {}).get("entry") or {"method": "chroot", "user": None, "cwd": "/", "env": {}}
-        if entry["method"] != "chroot":
-            raise NotSupported(f"cannot enter {name}: this chrootfw does not know the method {entry['method']!r}")
+        self.name = name
+        self.isolation = Isolation(entry, name)
         self.root = intents.root(survey.run_dir, name)
+        try:
+            deadlines.check_answers(self.root, seconds=_ROOT_ANSWERS)
+        except deadlines.Overdue as error:
+            raise StepError(
+                f"cannot enter {name}: its root does not answer: {error.strerror}",
+                [error.describe()],
+                "look at its disk",
+            ) from error
         who = users.find(self.root, user or entry["user"] or "0")
         self.ids = (who.uid, who.gid, who.groups) if who.uid or who.gid else users.ids(self.root, None)
         self.shell = who.shell
@@ -71,6 +84,12 @@ class Inside:
         groups = survey.v1_groups.get(name, []) if not paths else []
         self.joins = [f"{path}/cgroup.procs" for path in groups[-1:]]
         self.root_fd = os.open(self.root, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        own = survey.own(name) if self.isolation.flags else ()
+        try:
+            self.joined = Joined(self.isolation, own, self.root_fd, self.cgroup)
+        except OSError as error:
+            os.close(self.root_fd)
+            raise StepError(f"cannot enter {name}: {error.strerror}") from error
 
     def spawn(self, argv: Sequence[str], stdin: int, stdout: int, stderr: int) -> spawn.Child:
         """Start ``argv`` in the caller's session. Raises ``OSError`` as execve(2) does."""
@@ -86,6 +105,7 @@ class Inside:
             stderr=stderr,
             ids=self.ids,
             new_session=False,
+            isolation=self.isolation,
         )
 
     def __enter__(self) -> Inside:
@@ -93,6 +113,7 @@ class Inside:
 
     def __exit__(self, *_exc: object) -> None:
         os.close(self.root_fd)
+        self.joined.__exit__()
 
 
 def elsewhere(name: str, pid: int) -> TransitionError:
@@ -188,6 +209,7 @@ def shell(run_dir: str, config_dir: str, name: str) -> int:
             cgroup=inside.cgroup,
             joins=inside.joins,
             ids=inside.ids,
+            isolation=inside.isolation,
         )
 
 

@@ -13,7 +13,7 @@ import attrs
 from chrootfw import intents
 from chrootfw.interrupts import Interrupts
 from chrootfw.inventory import Survey
-from chrootfw.model import Event, Instance
+from chrootfw.model import DISK_TIMEOUT, Event, Instance
 from chrootfw.stages import Stages
 
 log = logging.getLogger("chrootfw")
@@ -41,6 +41,11 @@ class Job:
     def root(self) -> str:
         """The mount point of its root."""
         return intents.root(self.run_dir, self.name)
+
+    @property
+    def disk_timeout(self) -> float:
+        """Seconds for the disk to answer, in one mount or unmount."""
+        return float(self.instance.params.get("disk_timeout", DISK_TIMEOUT))
 
     def survey(self) -> Survey:
         """A new look at the kernel."""

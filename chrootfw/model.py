@@ -13,13 +13,16 @@ from typing import Any, ClassVar, Literal
 import attrs
 
 from chrootfw.errors import InputError
-from chrootfw.planning import paths
+from chrootfw.planning import paths, privileges
 
 #: Where the init script is when a definition does not say, inside the root.
 DEFAULT_INIT_SCRIPT = "/etc/chrootfw/init"
 
 #: The longest time-out of a command in seconds: nothing waits for ever.
 TIMEOUT_MAX = 86_400
+
+#: How long a disk may need for one mount or unmount unless a definition says otherwise, in seconds.
+DISK_TIMEOUT = 60.0
 
 Stage = Literal["mount", "pre-start", "init-start", "init-stop", "kill", "unmount"]
 STAGES: tuple[Stage, ...] = ("mount", "pre-start", "init-start", "init-stop", "kill", "unmount")
@@ -266,17 +269,67 @@ NO_COMMAND = NoCommand()
 
 @attrs.frozen
 class Entry:
-    """How a process gets inside. ``method``: ``chroot``. ``user``: a name or number that the root's own
-    /etc/passwd knows, ``None`` for root. ``cwd``: inside the root. ``env``: more environment variables."""
+    """How a process gets inside.
 
-    method: str = "chroot"
+    ``method``: ``chroot``, or ``pivot_root`` for a mount namespace of its own in which nothing but the root is left
+    (pivot_root(2)). ``user``: a name or number that the root's own
+    /etc/passwd knows, ``None`` for root. ``cwd``: inside the root. ``env``: more environment variables.
+
+    With ``pivot_root``: ``namespaces`` of the instance's own, out of ``pid``, ``ipc`` and ``uts``, made by its first process and joined by
+    the others; ``mount_attributes`` for all its mounts, out of ``nosuid`` and ``nodev`` (which spares ``/dev``); ``read_only``: paths that
+    cannot be written to, in so far as they exist.
+
+    ``capabilities``: those that are kept, named as in capabilities(7) without ``CAP_``; ``None`` for all. ``no_new_privs``: prctl(2). ``seccomp``: a
+    program for seccomp(2) in base64, as libseccomp exports it; it needs ``no_new_privs``.
+    """
+
+    method: str = attrs.field(default="chroot")
     user: str | None = None
     cwd: str = attrs.field(default="/", validator=_check_path)
     env: Mapping[str, str] = attrs.field(factory=dict, converter=_environment)
+    namespaces: tuple[str, ...] = attrs.field(default=(), converter=_strings)
+    mount_attributes: tuple[str, ...] = attrs.field(default=(), converter=_strings)
+    read_only: tuple[str, ...] = attrs.field(default=(), converter=_strings)
+    capabilities: tuple[str, ...] | None = attrs.field(default=None, converter=attrs.converters.optional(_strings))
+    no_new_privs: bool = False
+    seccomp: str = ""
+
+    @method.validator
+    def _check_method(self, _attribute: attrs.Attribute[str], value: str) -> None:
+        if value not in ("chroot", "pivot_root"):
+            raise InputError(f"an Entry's method is {value!r}; it must be chroot or pivot_root")
+
+    def __attrs_post_init__(self) -> None:
+        for what, given, known in (
+            ("namespace", self.namespaces, tuple(privileges.NAMESPACES)),
+            ("mount attribute", self.mount_attributes, ("nosuid", "nodev")),
+            ("capability", self.capabilities or (), privileges.CAPABILITIES),
+        ):
+            for word in given:
+                if word not in known:
+                    raise InputError(f"an Entry's {what} is {word!r}; it must be one of {', '.join(known)}")
+        if self.method != "pivot_root" and (self.namespaces or self.mount_attributes or self.read_only):
+            raise InputError("an Entry with namespaces, mount_attributes or read_only needs the method pivot_root")
+        for path in self.read_only:
+            paths.check_absolute(path, what="an Entry's read-only path")
+        if self.seccomp and not self.no_new_privs:
+            raise InputError("an Entry with seccomp needs no_new_privs (seccomp(2))")
+        privileges.decode_program(self.seccomp)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form, as kept in the intent file."""
-        return {"method": self.method, "user": self.user, "cwd": self.cwd, "env": dict(self.env)}
+        return {
+            "method": self.method,
+            "user": self.user,
+            "cwd": self.cwd,
+            "env": dict(self.env),
+            "namespaces": list(self.namespaces),
+            "mount_attributes": list(self.mount_attributes),
+            "read_only": list(self.read_only),
+            "capabilities": None if self.capabilities is None else list(self.capabilities),
+            "no_new_privs": self.no_new_privs,
+            "seccomp": self.seccomp,
+        }
 
 
 def _recipients(to: str | Iterable[int]) -> str | tuple[int, ...]:

@@ -24,7 +24,7 @@ def check_disks(job: Job, points: Points, lock_disk: Callable[[disks.Disk], None
     found = []
     keys: dict[str, str] = {}
     for _, point in points:
-        disk = disk_of(point)
+        disk = disk_of(job, point)
         if disk is None:
             continue
         disks.check_place(disk, job.run_dir)
@@ -46,7 +46,7 @@ def check_disks(job: Job, points: Points, lock_disk: Callable[[disks.Disk], None
 def describe_disks(job: Job, points: Points) -> list[dict[str, Any]]:
     """The disks of an instance whose record is lost, with the devices that are mounted now."""
     devices = [entry.dev for entry in unmounting.root_mounts(job, job.survey().mounts(job.name))]
-    found = [_disk_record(disk) for _, point in points if (disk := disk_of(point))]
+    found = [_disk_record(disk) for _, point in points if (disk := disk_of(job, point))]
     for record in found[:1]:
         record["devices"] = devices
     return found
@@ -62,7 +62,7 @@ def _disk_record(disk: disks.Disk) -> dict[str, Any]:
     }
 
 
-def disk_of(point: MountPoint) -> disks.Disk | None:
+def disk_of(job: Job, point: MountPoint) -> disks.Disk | None:
     """The disk behind a mount point: every image and block device, and a directory that becomes the root."""
     if not isinstance(point.source, str) or not point.source.startswith("/"):
         return None
@@ -70,7 +70,7 @@ def disk_of(point: MountPoint) -> disks.Disk | None:
     is_root = point.target == "/"
     if not is_root and (bound or point.fstype is None):
         return None
-    disk = disks.identify(point.source)
+    disk = disks.identify(point.source, seconds=job.disk_timeout)
     if disk.kind == "directory" and not (is_root and point.at == "root"):
         return None
     return None if bound and disk.kind != "directory" else disk
@@ -104,7 +104,7 @@ def check_same_disk(job: Job, lock_disk: Callable[[disks.Disk], None]) -> None:
     entries = unmounting.root_mounts(job, job.survey().mounts(job.name))
     if job.instance.disk is None or not entries:
         return
-    disk = disks.identify(job.instance.disk)
+    disk = disks.identify(job.instance.disk, seconds=job.disk_timeout)
     disks.check_place(disk, job.run_dir)
     lock_disk(disk)
     entry = entries[0]
@@ -208,7 +208,7 @@ def _detach(job: Job, plugin: str, point: MountPoint) -> trees.Detached:
     base = f"{intents.directory(job.run_dir, job.name)}/aux"
     options = [re.sub(r"\{aux:([^{}]*)\}", rf"{base}/\1", option) for option in point.options]
     with job.step("mount", f"mount {point.describe()}", plugin):
-        return trees.detach(point, source, options)
+        return trees.detach(point, source, options, seconds=job.disk_timeout)
 
 
 def _record_device(job: Job, detached: trees.Detached) -> None:

@@ -10,9 +10,12 @@ import psutil
 
 from chrootfw import inventory
 from chrootfw.errors import ChrootfwError
+from chrootfw.system import deadlines
 from chrootfw.views import InstanceState, NodeInfo
 
 _MIB = 1 << 20
+#: Seconds for a file system to say how full it is.
+_DISK_ANSWERS = 5.0
 
 
 def info(run_dir: str, config_dir: str) -> NodeInfo:
@@ -28,8 +31,17 @@ def info(run_dir: str, config_dir: str) -> NodeInfo:
     total, free = _space(run_dir)
     disks: dict[str, dict[str, object]] = {}
     for shown in present:
-        if shown.disk and os.path.exists(shown.disk) and not shown.disk.startswith("/dev/"):
-            place = os.path.dirname(shown.disk)
+        if not shown.disk or shown.disk.startswith("/dev/"):
+            continue
+        place = os.path.dirname(shown.disk)
+        if place in disks:
+            continue
+        try:
+            deadlines.check_answers(shown.disk, seconds=_DISK_ANSWERS)
+        except deadlines.Overdue:
+            disks[place] = {"path": place, "total_mib": None, "free_mib": None}
+            continue
+        if os.path.exists(shown.disk):
             disk_total, disk_free = _space(place)
             disks[place] = {"path": place, "total_mib": disk_total, "free_mib": disk_free}
     return NodeInfo(

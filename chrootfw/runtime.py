@@ -250,7 +250,8 @@ class Runtime:
             paths.check_name(instance)
             if intent := self._intent(instance):
                 recorded = Instance(**intent["instance"])
-                return self._job(recorded, self._registry.for_instance(recorded.plugins))
+                registry = self._registry.for_instance(recorded.plugins)
+                return self._job(config.complete(recorded, Stages(registry, self._tell).parameters()), registry)
         wanted, text = self._wanted(instance)
         registry = self._registry.for_instance(wanted.plugins)
         return self._job(self._resolve(wanted, registry, text), registry)
@@ -503,6 +504,11 @@ class Runtime:
             except ChrootfwError as error:
                 notes.append(error.brief)
                 recorded = Instance(name, recorded.disk, None)  # the defaults stop it without parameters
+        else:
+            try:
+                recorded = config.complete(recorded, Stages(registry, self._tell).parameters())
+            except ChrootfwError as error:
+                notes.append(error.brief)
         job = self._job(recorded, registry)
         job.intent = intent
         for note in notes:

@@ -16,6 +16,8 @@ from chrootfw.errors import InputError, ScriptError
 from chrootfw.interrupts import Interrupts
 from chrootfw.model import Command, Entry, Instance
 from chrootfw.system import spawn, users
+from chrootfw.system.isolation import Isolation
+from chrootfw.system.namespaces import Joined
 
 #: How much of a script's output is kept, in bytes: its end.
 OUTPUT_MAX = 64 * 1024
@@ -61,6 +63,8 @@ def run(
     env: Mapping[str, str],
     cgroup: str | None,
     joins: Sequence[str],
+    isolation: Isolation,
+    own: Sequence[int],
     interrupts: Interrupts,
 ) -> Result:
     """Run ``command`` inside ``root`` and wait for it alone, not for the daemons that it leaves.
@@ -69,7 +73,7 @@ def run(
     SIGPIPE nor blocked, and fills nothing: the descriptor that it inherits is open for reading too, and not blocking
     from then on (a full pipe says EAGAIN).
 
-    Raises ``ScriptError`` when it cannot be run, ``Interrupted`` when an end is asked for; a script that runs is
+    ``own``: the instance's processes, whose namespaces it joins. Raises ``ScriptError`` when it cannot be run, ``Interrupted`` when an end is asked for; a script that runs is
     killed then.
     """
     read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
@@ -81,27 +85,26 @@ def run(
     output = _Tail()
     try:
         root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        child = spawn.spawn(
-            command.argv,
-            root_fd=root_fd,
-            env={**env, **entry.env},
-            cwd=entry.cwd,
-            cgroup=cgroup,
-            joins=joins,
-            stdin=null_fd,
-            stdout=both_fd,
-            stderr=both_fd,
-            ids=users.ids(root, entry.user),
-        )
-        os.close(root_fd)
-        root_fd = -1
-        try:
-            status = _wait(child, read_fd, output, command.timeout, interrupts)
-        finally:
-            if child.status is None:
-                child.kill()
-                child.wait(5)
-            child.close()
+        with Joined(isolation, own, root_fd, cgroup):
+            child = spawn.spawn(
+                command.argv,
+                root_fd=root_fd,
+                env={**env, **entry.env},
+                cwd=entry.cwd,
+                cgroup=cgroup,
+                joins=joins,
+                stdin=null_fd,
+                stdout=both_fd,
+                stderr=both_fd,
+                ids=users.ids(root, entry.user),
+                isolation=isolation,
+            )
+            os.close(root_fd)
+            root_fd = -1
+            try:
+                status = _wait(child, read_fd, output, command.timeout, interrupts)
+            finally:
+                child.end()
         # First not blocking, then drained: a daemon that sleeps in a full pipe wakes up to EAGAIN.
         fcntl(both_fd, F_SETFL, os.O_RDWR | os.O_NONBLOCK)
         output.drain(read_fd)

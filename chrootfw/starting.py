@@ -22,7 +22,8 @@ from chrootfw.errors import (
 from chrootfw.jobs import Job
 from chrootfw.model import Command, Entry, MountPoint, NoCommand, Problem, Step
 from chrootfw.planning import transitions
-from chrootfw.system import cgroups, disks, store
+from chrootfw.system import cgroups, deadlines, disks, store
+from chrootfw.system.isolation import Isolation
 from chrootfw.system.root import Root
 from chrootfw.views import InstanceState
 
@@ -220,6 +221,7 @@ def current_cgroup(job: Job) -> tuple[str | None, list[str]]:
 
 def _pre_start(job: Job) -> None:
     with job.step("pre-start", "check the root"):
+        check_root_answers(job)
         answers = job.stages.pre_start(job.instance, Root(job.root))
         problems = [problem for _, problem in answers if isinstance(problem, Problem)]
         fatal = [problem for problem in problems if not problem.warning]
@@ -237,6 +239,18 @@ def _pre_start(job: Job) -> None:
             debts.apply(job, "pre-start", plugin, answer)
 
 
+def check_root_answers(job: Job) -> None:
+    """Before the root is looked into. Raises ``StepError`` when its file system does not answer."""
+    try:
+        deadlines.check_answers(job.root, seconds=job.disk_timeout)
+    except deadlines.Overdue as error:
+        raise StepError(
+            f"the root of {job.name} does not answer: {error.strerror}",
+            [error.describe()],
+            f"look at the device or server of its disk {job.instance.disk or ''}",
+        ) from error
+
+
 def run_script(job: Job, action: str, command: Command, entry: Entry) -> scripts.Result:
     """Run the init script inside the instance's cgroup, and keep the end of its output in a file."""
     cgroup, joins = current_cgroup(job)
@@ -247,6 +261,8 @@ def run_script(job: Job, action: str, command: Command, entry: Entry) -> scripts
         env=scripts.environment(job.instance, action, command),
         cgroup=cgroup,
         joins=joins,
+        isolation=Isolation(entry.to_dict(), job.name),
+        own=job.survey().own(job.name) if entry.namespaces else (),
         interrupts=job.interrupts,
     )
     try:
@@ -340,6 +356,8 @@ def tear_down(job: Job) -> None:
 def finish(job: Job) -> None:
     """The end of a stop, when no own process lives: unmount, pay, prove, release."""
     entries = job.survey().mounts(job.name)
+    if entries and job.intent and any(record["stage"] == "pre-start" for record in job.intent["steps"]):
+        check_root_answers(job)  # they are undone in there
     failures = debts.pay(job, ("pre-start",))
     job.stages.around(job.instance, "unmount", lambda: unmounting.take_down(job), lenient=True)
     try:

@@ -11,7 +11,7 @@ from chrootfw import inventory
 from chrootfw.errors import HeldError, StepError
 from chrootfw.jobs import Job
 from chrootfw.model import Mount
-from chrootfw.system import disks, mounts, processes
+from chrootfw.system import deadlines, disks, mounts, processes
 from chrootfw.views import Process
 
 #: Seconds for which a busy mount is tried again before its holders are looked for: what a process held is
@@ -56,7 +56,8 @@ def take_down(job: Job, *, keep_root: bool = False) -> None:
     """
     busy_until = 0.0
     while True:
-        entries = job.survey().mounts(job.name)
+        survey = job.survey()
+        entries = survey.mounts(job.name)
         if keep_root:
             kept = root_mounts(job, entries)[:1]
             entries = [e for e in entries if e not in kept and _is_root_tree(job, e)]
@@ -64,7 +65,7 @@ def take_down(job: Job, *, keep_root: bool = False) -> None:
             return
         plugin, order = job.stages.unmount_ordering(job.instance, values(job, entries))
         by_id = {entry.id: entry for entry in entries}
-        done, busy = _one_round(job, plugin, [by_id[mount.id] for mount in order])
+        done, busy = _one_round(job, plugin, [by_id[mount.id] for mount in order], survey.raw_table)
         if done:
             busy_until = 0.0
             continue
@@ -76,14 +77,23 @@ def take_down(job: Job, *, keep_root: bool = False) -> None:
         time.sleep(0.005)  # nothing tells when a busy mount is free
 
 
-def _one_round(job: Job, plugin: str, order: Sequence[mounts.MountEntry]) -> tuple[int, list[mounts.MountEntry]]:
+def _one_round(
+    job: Job, plugin: str, order: Sequence[mounts.MountEntry], raw_table: bytes
+) -> tuple[int, list[mounts.MountEntry]]:
     done, busy = 0, []
     for entry in order:
         job.interrupts.check()
         base = entry_base(job, entry)
         try:
-            if not mounts.unmount(base, entry):
+            seconds = job.disk_timeout if _may_wait(entry, order, raw_table) else None
+            if not mounts.unmount(base, entry, seconds=seconds):
                 continue
+        except deadlines.Overdue as error:
+            raise HeldError(
+                f"{job.name} is held: {error.filename} has not returned: {error.strerror}",
+                [error.describe()],
+                f"its device or server is slow or dead; when it answers: chrootfw cleanup {job.name}",
+            ) from error
         except OSError as error:
             if error.errno == errno.EBUSY:
                 busy.append(entry)
@@ -98,6 +108,18 @@ def _one_round(job: Job, plugin: str, order: Sequence[mounts.MountEntry]) -> tup
         with job.step("unmount", f"unmount {os.fsdecode(entry.mount_point)}", plugin):
             pass
     return done, busy
+
+
+def _may_wait(entry: mounts.MountEntry, ours: Sequence[mounts.MountEntry], raw_table: bytes) -> bool:
+    """Whether this unmount may wait for a device or a server: it is the file system's last mount and has to be written
+    out, or its name is looked up on a file system that some server keeps."""
+    parent = next((other for other in ours if other.id == entry.parent), None)
+    if parent is not None and parent.fstype not in mounts.IN_MEMORY and os.major(parent.dev) == 0:
+        return True
+    if entry.fstype in mounts.IN_MEMORY:
+        return False
+    device = b" %d:%d " % (os.major(entry.dev), os.minor(entry.dev))
+    return raw_table.count(device) <= sum(other.dev == entry.dev for other in ours)
 
 
 def entry_base(job: Job, entry: mounts.MountEntry) -> bytes:

@@ -11,10 +11,12 @@ from chrootfw import config, intents, inventory
 from chrootfw.errors import ChrootfwError, TrustError
 from chrootfw.plugins import Registry
 from chrootfw.stages import Stages
-from chrootfw.system import cgroups, mounts, store, syscalls
+from chrootfw.system import cgroups, deadlines, mounts, store, syscalls
 from chrootfw.views import Check, InstanceState
 
 _FLOOR = (5, 14)
+#: Seconds for a disk to answer here.
+_DISK_ANSWERS = 5.0
 
 
 def checks(run_dir: str, config_dir: str, registry: Registry) -> list[Check]:
@@ -179,13 +181,20 @@ def _definitions(config_dir: str, registry: Registry) -> Iterator[Check]:
         except ChrootfwError as error:
             yield Check(f"definition {name}", "error", error.brief, error.hint)
             continue
-        disk = found[0].disk
-        if disk and not os.path.exists(disk):
-            yield Check(
-                f"definition {name}", "warning", f"its disk {disk} does not exist", "make it, or correct the definition"
-            )
-        else:
-            yield Check(f"definition {name}", "ok", "well formed")
+        yield _disk(name, found[0].disk)
+
+
+def _disk(name: str, disk: str | None) -> Check:
+    what = f"definition {name}"
+    if disk is None:
+        return Check(what, "ok", "well formed")
+    try:
+        deadlines.check_answers(disk, seconds=_DISK_ANSWERS)
+    except deadlines.Overdue as error:
+        return Check(what, "error", f"its disk {disk} does not answer: {error.strerror}", error.describe())
+    if not os.path.exists(disk):
+        return Check(what, "warning", f"its disk {disk} does not exist", "make it, or correct the definition")
+    return Check(what, "ok", "well formed")
 
 
 def _instances(run_dir: str) -> Iterator[Check]:

@@ -10,7 +10,7 @@ import time
 
 from chrootfw.errors import DiskError
 from chrootfw.planning.paths import is_within
-from chrootfw.system import loops, mounts
+from chrootfw.system import deadlines, loops, mounts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,11 +50,23 @@ class Disk:
             self.key = f"{os.major(self.file[0])}:{os.minor(self.file[0])}-{self.file[1]}"
 
 
-def identify(path: str) -> Disk:
-    """What the disk at ``path`` is. Raises ``DiskError`` when it is missing or of no usable type."""
+def silent(path: str, overdue: deadlines.Overdue) -> DiskError:
+    """The error for a disk that does not answer."""
+    return DiskError(
+        f"the disk {path} does not answer: {overdue.strerror}",
+        [overdue.describe()],
+        "look at its device or server; disk_timeout says how long to wait for it",
+    )
+
+
+def identify(path: str, *, seconds: float) -> Disk:
+    """What the disk at ``path`` is. Raises ``DiskError`` when it is missing, of no usable type, or has not answered after ``seconds``."""
     try:
+        deadlines.check_answers(path, seconds=seconds)
         status = os.stat(path)
         real = os.path.realpath(path, strict=True)
+    except deadlines.Overdue as error:
+        raise silent(path, error) from error
     except OSError as error:
         reason = "does not exist" if error.errno == errno.ENOENT else f"cannot be looked at: {error.strerror}"
         raise DiskError(
@@ -62,7 +74,10 @@ def identify(path: str) -> Disk:
         ) from error
     for test, kind in ((stat.S_ISBLK, "block"), (stat.S_ISREG, "image"), (stat.S_ISDIR, "directory")):
         if test(status.st_mode):
-            return Disk(path, real, kind, status)
+            try:
+                return Disk(path, real, kind, status)
+            except deadlines.Overdue as error:
+                raise silent(path, error) from error
     words = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a character device"}
     what = words.get(stat.S_IFMT(status.st_mode), "of an unknown type")
     raise DiskError(f"the disk {path} is {what}", hint="disk is a block device, an image file or a directory")

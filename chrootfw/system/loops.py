@@ -6,10 +6,14 @@ import ctypes
 import errno
 import fcntl
 import os
+import time
 
 from chrootfw.errors import DiskError
+from chrootfw.system import deadlines, spawn
 
 _LOOP_CTL_GET_FREE, _LOOP_CONFIGURE, _LOOP_GET_STATUS64 = 0x4C82, 0x4C0A, 0x4C05
+#: Seconds for the file below a loop device to answer, and for which one that did not is not asked again.
+_ANSWERS, _SILENT_FOR = 1.0, 30.0
 _READ_ONLY, _AUTOCLEAR, _DIRECT_IO = 1, 4, 16
 
 
@@ -83,38 +87,87 @@ def over(files: dict[tuple[int, int], str] | None = None, *, devices: frozenset[
     """The loop devices over some files, as ``{"/dev/loopN": file}``.
 
     ``files``: (device, inode) of the files looked for, with what to call them; ``devices``: any file on one of these devices.
+    Where the file's own server does not answer, a file goes by its path alone.
     """
     found: dict[str, str] = {}
     for name in os.listdir("/sys/block"):
         if not name.startswith("loop"):
             continue
+        path = backing_path(f"/dev/{name}")
+        if path is None:
+            continue
         try:
-            with open(f"/sys/block/{name}/loop/backing_file", encoding="utf-8", errors="surrogateescape") as file:
-                backing = file.read().rstrip("\n")
-            info = _status(f"/dev/{name}")
+            identity = _identity(f"/dev/{name}", path)
+        except deadlines.Overdue:
+            if files and (known := [called for called in files.values() if os.path.normpath(called) == path]):
+                found[f"/dev/{name}"] = known[0]
+            continue
         except OSError:
             continue  # not configured, or released meanwhile
-        if files and (info.device, info.inode) in files:
-            found[f"/dev/{name}"] = files[info.device, info.inode]
-        elif info.device in devices:
-            found[f"/dev/{name}"] = backing
+        if files and identity in files:
+            found[f"/dev/{name}"] = files[identity]
+        elif identity[0] in devices:
+            found[f"/dev/{name}"] = path
     return found
 
 
 def backing(device: str) -> tuple[int, int] | None:
-    """(device, inode) of the file that a loop device is over; ``None`` when it is none, or not configured."""
+    """(device, inode) of the file that a loop device is over; ``None`` when it is none, or not configured.
+
+    Raises ``deadlines.Overdue`` when the file's server does not answer.
+    """
+    path = backing_path(device)
+    if path is None:
+        return None
     try:
-        info = _status(device)
+        return _identity(device, path)
+    except deadlines.Overdue:
+        raise
     except OSError:
         return None
-    return info.device, info.inode
 
 
-def _status(device: str) -> _Info:
-    info = _Info()
-    fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+def backing_path(device: str) -> str | None:
+    """The path of the file that a loop device is over, as the kernel knows it; ``None`` when there is none."""
     try:
-        fcntl.ioctl(fd, _LOOP_GET_STATUS64, info)
-    finally:
-        os.close(fd)
-    return info
+        name = os.path.basename(os.path.realpath(device))
+        with open(f"/sys/block/{name}/loop/backing_file", encoding="utf-8", errors="surrogateescape") as file:
+            return file.read().rstrip("\n")
+    except OSError:
+        return None
+
+
+#: Loop devices whose file did not answer, and when that was (time.monotonic).
+_silent: dict[tuple[str, str], float] = {}
+
+
+def _identity(device: str, path: str) -> tuple[int, int]:
+    """LOOP_GET_STATUS64. It asks the file's file system (vfs_getattr), which may be a server that does not answer.
+
+    Raises ``deadlines.Overdue`` then, and ``OSError`` when the device is not configured.
+    """
+    if deadlines.is_local(path):
+        fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        info = _Info()
+        try:
+            fcntl.ioctl(fd, _LOOP_GET_STATUS64, info)
+        finally:
+            os.close(fd)
+        return info.device, info.inode
+    if time.monotonic() < _silent.get((device, path), 0) + _SILENT_FOR:
+        raise deadlines.Overdue(errno.ETIMEDOUT, "it did not answer a moment ago", path)
+    try:
+        number = deadlines.call(path, lambda: _ask(os.fsencode(device)), seconds=_ANSWERS)
+    except deadlines.Overdue:
+        _silent[device, path] = time.monotonic()
+        raise
+    return number >> 64, number & (1 << 64) - 1
+
+
+def _ask(device: bytes) -> int:
+    """In a child: device and inode of the file as one number, or a negative errno."""
+    info = _Info()
+    fd = spawn.CALLS.open(device, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if fd < 0 or spawn.CALLS.ioctl(fd, _LOOP_GET_STATUS64, ctypes.byref(info)) < 0:
+        return -ctypes.get_errno()
+    return int(info.device) << 64 | int(info.inode)

@@ -10,9 +10,44 @@ import ctypes
 import errno
 import os
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
 _libc = ctypes.CDLL(None, use_errno=True)
-_syscall = _libc.syscall
-_syscall.restype = ctypes.c_long
+
+
+class Calls:
+    """Functions of libc, bound: by ``ctypes.CDLL`` for everyday use, by ``ctypes.PyDLL`` for a child, which must not give
+    back the interpreter's lock, nor look a function up."""
+
+    def __init__(self, libc: ctypes.CDLL) -> None:
+        self.syscall = libc.syscall
+        self.syscall.restype = ctypes.c_long
+        self.open, self.close, self.read, self.write, self.ioctl = (
+            libc.open,
+            libc.close,
+            libc.read,
+            libc.write,
+            libc.ioctl,
+        )
+        self.fcntl, self.dup3, self.statx, self.mount, self.umount2 = (
+            libc.fcntl,
+            libc.dup3,
+            libc.statx,
+            libc.mount,
+            libc.umount2,
+        )
+        self.fchdir, self.chdir, self.chroot, self.umask = libc.fchdir, libc.chdir, libc.chroot, libc.umask
+        self.unshare, self.setns, self.sethostname, self.prctl = libc.unshare, libc.setns, libc.sethostname, libc.prctl
+        self.fork, self.execve, self.exit, self.wait4 = libc.fork, libc.execve, libc["_exit"], libc.wait4
+        self.signal, self.sigprocmask, self.kill, self.setsid = libc.signal, libc.sigprocmask, libc.kill, libc.setsid
+        self.usleep = libc.usleep
+
+
+CALLS = Calls(_libc)
+_syscall = CALLS.syscall
 
 _OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT = 428, 429, 430, 431, 432
 _OPENAT2, _MOUNT_SETATTR = 437, 442
@@ -49,6 +84,7 @@ RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
 RESOLVE_IN_ROOT = 0x10
+RESOLVE_CACHED = 0x20  # 5.12
 
 _FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 0, 1, 6
 
@@ -69,13 +105,25 @@ class _OpenHow(ctypes.Structure):
 
 def openat2(dir_fd: int, path: str | bytes, flags: int, resolve: int, mode: int = 0) -> int:
     """openat2(2): a file descriptor, close-on-exec. A rename that races with the look-up (EAGAIN) is tried again."""
+    result = openat2_with(CALLS, dir_fd, os.fsencode(path), flags, resolve, mode)
+    if result < 0:
+        raise OSError(-result, f"openat2: {os.strerror(-result)}", os.fsdecode(path))
+    return result
+
+
+def openat2_with(calls: Calls, dir_fd: int, path: bytes, flags: int, resolve: int, mode: int = 0) -> int:
+    """``openat2``: the descriptor, or a negative errno."""
     how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
-    raw = os.fsencode(path)
-    for attempt in range(100):
-        result = _syscall(_OPENAT2, dir_fd, raw, ctypes.byref(how), ctypes.c_size_t(ctypes.sizeof(how)))
-        if result >= 0 or ctypes.get_errno() not in (errno.EAGAIN, errno.EINTR) or attempt == 99:
+    size = ctypes.c_size_t(ctypes.sizeof(how))
+    tries = 1 if resolve & RESOLVE_CACHED else 100
+    for _ in range(tries):
+        result: int = calls.syscall(_OPENAT2, dir_fd, path, ctypes.byref(how), size)
+        if result >= 0:
+            return result
+        code = ctypes.get_errno()
+        if code not in (errno.EAGAIN, errno.EINTR):
             break
-    return _check(result, "openat2", path)
+    return -code
 
 
 def open_tree(dir_fd: int, path: str | bytes, *, recursive: bool = False) -> int:
@@ -108,10 +156,17 @@ def mount_setattr(
     mount_fd: int, *, set: int = 0, clear: int = 0, propagation: int = 0, recursive: bool = False
 ) -> None:
     """mount_setattr(2) on the mount ``mount_fd``; ``propagation`` is MS_PRIVATE, MS_SLAVE or 0 to leave it."""
-    attr = _MountAttr(set, clear, propagation, 0)
     flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
-    size = ctypes.c_size_t(ctypes.sizeof(attr))
-    _check(_syscall(_MOUNT_SETATTR, mount_fd, b"", flags, ctypes.byref(attr), size), "mount_setattr")
+    arguments = mount_setattr_arguments(mount_fd, b"", flags, set=set, clear=clear, propagation=propagation)
+    _check(_syscall(*arguments), "mount_setattr")
+
+
+def mount_setattr_arguments(
+    dir_fd: int, path: bytes, flags: int, *, set: int = 0, clear: int = 0, propagation: int = 0
+) -> tuple[Any, ...]:
+    """What ``Calls.syscall`` is to be called with for a mount_setattr(2)."""
+    attr = _MountAttr(set, clear, propagation, 0)
+    return _MOUNT_SETATTR, dir_fd, path, flags, ctypes.byref(attr), ctypes.c_size_t(ctypes.sizeof(attr))
 
 
 def make_all_slave() -> None:
@@ -119,10 +174,16 @@ def make_all_slave() -> None:
     _check(_libc.mount(None, b"/", None, ctypes.c_ulong(MS_REC | MS_SLAVE), None), "mount", "/")
 
 
-def new_filesystem(fstype: str, parameters: list[tuple[str, str | None]], attributes: int) -> int:
+def new_filesystem(
+    fstype: str,
+    parameters: list[tuple[str, str | None]],
+    attributes: int,
+    create: Callable[[Callable[[Calls], int], int], object] | None = None,
+) -> int:
     """fsopen, fsconfig and fsmount: a detached mount of a new file system.
 
-    ``parameters`` are ``(key, value)``; the value is ``None`` for a flag. ``attributes`` are MOUNT_ATTR_*. What the
+    ``parameters`` are ``(key, value)``; the value is ``None`` for a flag. ``attributes`` are MOUNT_ATTR_*. ``create``: makes the one call
+    that reads the device, ``create(body, context)``, and raises ``OSError``; without it the call is made here. What the
     kernel says in the context's log goes into the ``OSError``'s text.
     """
     context = _check(_syscall(_FSOPEN, fstype.encode(), 1), "fsopen", fstype)
@@ -132,7 +193,22 @@ def new_filesystem(fstype: str, parameters: list[tuple[str, str | None]], attrib
             raw = None if value is None else os.fsencode(value)
             shown = key if value is None else f"{key}={value}"
             _logged(context, _syscall(_FSCONFIG, context, command, os.fsencode(key), raw, 0), shown)
-        _logged(context, _syscall(_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0), "")
+
+        def body(calls: Calls) -> int:
+            done: int = calls.syscall(_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0)
+            return done if done >= 0 else -ctypes.get_errno()
+
+        if create is None:
+            result = body(CALLS)
+            if result < 0:
+                raise _with_log(context, -result, "")
+        else:
+            try:
+                create(body, context)
+            except OSError as error:
+                if error.errno == errno.ETIMEDOUT:
+                    raise
+                raise _with_log(context, error.errno or 0, "") from error
         return _logged(context, _syscall(_FSMOUNT, context, 1, attributes), "")
     finally:
         os.close(context)
@@ -141,7 +217,10 @@ def new_filesystem(fstype: str, parameters: list[tuple[str, str | None]], attrib
 def _logged(context: int, result: int, option: str) -> int:
     if result >= 0:
         return result
-    code = ctypes.get_errno()
+    raise _with_log(context, ctypes.get_errno(), option)
+
+
+def _with_log(context: int, code: int, option: str) -> OSError:
     said = []
     try:
         while line := os.read(context, 1024):
@@ -149,7 +228,7 @@ def _logged(context: int, result: int, option: str) -> int:
     except OSError:
         pass  # the log is empty: ENODATA
     text = f"option {option}: {os.strerror(code)}" if option else os.strerror(code)
-    raise OSError(code, "; ".join([text, *said]))
+    return OSError(code, "; ".join([text, *said]))
 
 
 def umount2(path: str | bytes, flags: int) -> None:
@@ -179,10 +258,18 @@ class Stat:
 
 def statx(path: str | bytes, dir_fd: int = AT_FDCWD, *, follow: bool = True) -> Stat:
     """statx(2) with what the kernel has cached (AT_STATX_DONT_SYNC): never waits for a dead server."""
-    buffer = ctypes.create_string_buffer(256)
-    flags = AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT
-    flags |= 0 if follow else AT_SYMLINK_NOFOLLOW
+    flags = 0 if follow else AT_SYMLINK_NOFOLLOW
     flags |= 0 if path else AT_EMPTY_PATH
-    raw = os.fsencode(path)
-    _check(_libc.statx(dir_fd, raw, flags, _STATX_BASIC_AND_MNT_ID, buffer), "statx", path)
+    result = statx_with(CALLS, dir_fd, os.fsencode(path), flags)
+    if isinstance(result, int):
+        raise OSError(-result, f"statx: {os.strerror(-result)}", os.fsdecode(path) or None)
+    return result
+
+
+def statx_with(calls: Calls, dir_fd: int, path: bytes, flags: int) -> Stat | int:
+    """``statx``: the status, or a negative errno."""
+    buffer = ctypes.create_string_buffer(256)
+    flags |= AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT
+    if calls.statx(dir_fd, path, flags, _STATX_BASIC_AND_MNT_ID, buffer) < 0:
+        return -ctypes.get_errno()
     return Stat(buffer.raw)

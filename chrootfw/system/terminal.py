@@ -13,11 +13,13 @@ import os
 import select
 import signal
 import stat
+import sys
 import termios
 import time
 import tty
 
 from chrootfw.errors import NotSupported, SurvivorError
+from chrootfw.system import isolation as isolations
 from chrootfw.system import spawn, syscalls
 
 TYPE_CHECKING = False
@@ -29,6 +31,7 @@ _PTMX = "dev/pts/ptmx"
 _PTMX_DEVICE = os.makedev(5, 2)
 _TTY_GROUP = 5
 # termios lacks these three; MIPS and POWER number their ioctls in another way.
+_TIOCGPTN = 0x80045430
 _TIOCGPTPEER, _TIOCSPTLCK, _TIOCSIG = (
     (0x5441, 0x40045431, 0x40045436) if termios.TCGETS == 0x5401 else (0x20005441, 0x80045431, 0x80045436)
 )
@@ -57,6 +60,7 @@ def run(
     cgroup: str | None = None,
     joins: Sequence[str] = (),
     ids: tuple[int, int, Sequence[int]] | None = None,
+    isolation: isolations.Isolation = spawn.PLAIN,
     stdin: int = 0,
     stdout: int = 1,
 ) -> int:
@@ -85,7 +89,8 @@ def run(
             relay.prepare(slave)
             child = spawn.spawn(
                 argv, root_fd=root_fd, env=env, cwd=cwd, cgroup=cgroup, joins=joins, ids=ids,
-                stdin=slave, stdout=slave, stderr=slave, new_session=True, terminal=True,
+                stdin=slave, stdout=slave, stderr=slave, new_session=True, terminal=_number(master),
+                isolation=isolation,
             )  # fmt: skip
         finally:
             os.close(slave)
@@ -134,6 +139,11 @@ def _path(fd: int) -> str:
 def _peer(master: int) -> int:
     """The slave of ``master``, without a path (ioctl_tty(2): TIOCGPTPEER)."""
     return fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+
+
+def _number(master: int) -> int:
+    """N of the slave's name ``/dev/pts/N`` (TIOCGPTN)."""
+    return int.from_bytes(fcntl.ioctl(master, _TIOCGPTN, bytes(4)), sys.byteorder)
 
 
 def _reopen(fd: int, flags: int) -> int:

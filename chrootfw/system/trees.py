@@ -13,7 +13,7 @@ import stat
 import threading
 
 from chrootfw.errors import DiskError, StepError
-from chrootfw.system import disks, loops, syscalls
+from chrootfw.system import deadlines, disks, loops, spawn, syscalls
 from chrootfw.system.root import Root
 
 TYPE_CHECKING = False
@@ -76,8 +76,8 @@ class Detached:
         self.is_directory = stat.S_ISDIR(syscalls.statx("", fd).mode)
 
 
-def detach(point: MountPoint, source: str, options: Sequence[str]) -> Detached:
-    """The mount that ``point`` asks for, not yet attached. The caller closes ``fd``.
+def detach(point: MountPoint, source: str, options: Sequence[str], *, seconds: float) -> Detached:
+    """The mount that ``point`` asks for, not yet attached. The caller closes ``fd``. ``seconds``: for a disk to answer.
 
     Raises ``StepError`` (``DiskError`` when the disk is to blame).
     """
@@ -88,11 +88,15 @@ def detach(point: MountPoint, source: str, options: Sequence[str]) -> Detached:
                 hint="chrootfw makes every mount private before it attaches it",
             )
     try:
+        if source.startswith("/"):
+            deadlines.check_answers(source, seconds=seconds)
         if kind := _stored(point, source, options):
-            return _from_disk(point, source, options, kind)
+            return _from_disk(point, source, options, kind, seconds)
         if _is_bind(point, source, options):
             return _bind(point, source, options)
         return _new(point, source, options, point.fstype or source)
+    except deadlines.Overdue as error:
+        raise disks.silent(source, error) from error
     except OSError as error:
         if error.errno == errno.ENODEV and point.fstype:
             raise StepError(
@@ -138,7 +142,7 @@ def _bind(point: MountPoint, source: str, options: Sequence[str]) -> Detached:
         raise
 
 
-def _from_disk(point: MountPoint, source: str, options: Sequence[str], kind: str) -> Detached:
+def _from_disk(point: MountPoint, source: str, options: Sequence[str], kind: str, seconds: float) -> Detached:
     read_only = "ro" in options
     try:
         disk_fd = os.open(source, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
@@ -158,9 +162,11 @@ def _from_disk(point: MountPoint, source: str, options: Sequence[str], kind: str
         if fstype.startswith("ext") and not any(option.startswith("errors=") for option in options):
             options = [*options, "errors=remount-ro"]
         try:
-            detached = _new(point, device, options, fstype)
+            detached = _new(point, device, options, fstype, seconds)
             detached.loop = device if kind == "image" else None
             return detached
+        except deadlines.Overdue:
+            raise
         except OSError as error:
             if error.errno == errno.EROFS and not read_only:
                 raise DiskError(f"the disk {source} is read-only", hint="set read_only = true") from error
@@ -180,12 +186,19 @@ def _from_disk(point: MountPoint, source: str, options: Sequence[str], kind: str
             os.close(loop_fd)
 
 
-def _new(point: MountPoint, source: str, options: Sequence[str], fstype: str) -> Detached:
+def _new(point: MountPoint, source: str, options: Sequence[str], fstype: str, seconds: float | None = None) -> Detached:
+    """With ``seconds`` a child makes the call that reads the device. Raises ``deadlines.Overdue``."""
     attributes, parameters = _split(options)
     read_only = bool(attributes & syscalls.MOUNT_ATTR_RDONLY)
     if read_only and source.startswith("/dev/"):
         parameters.insert(0, ("ro", None))  # the file system too: no journal replay marks, no writes
-    fd = syscalls.new_filesystem(fstype, [("source", source), *parameters], attributes)
+
+    def create(body: Callable[[syscalls.Calls], int], context: int) -> int:
+        return deadlines.call(source, lambda: body(spawn.CALLS), seconds=seconds or 0, keep=[context])
+
+    fd = syscalls.new_filesystem(
+        fstype, [("source", source), *parameters], attributes, None if seconds is None else create
+    )
     try:
         for node in point.nodes:
             _make_node(fd, node)

@@ -108,3 +108,23 @@ def test_an_instance_in_another_mount_namespace_is_never_called_absent(web1: dri
     finally:
         keeper.communicate("\n", timeout=60)
     assert web1.state == "absent"
+
+
+def test_a_plugin_that_was_installed_after_the_start_finds_its_parameters(
+    web1: driving.Chroot, runtime: chrootfw.Runtime
+) -> None:
+    class Later:
+        @chrootfw.hookimpl
+        def chrootfw_parameters(self) -> list[chrootfw.Parameter]:
+            return [chrootfw.Parameter("later", list, ["a"])]
+
+        @chrootfw.hookimpl
+        def chrootfw_enter(self, instance: chrootfw.Instance) -> None:
+            seen.append(instance.params["later"])
+
+    seen: list[object] = []
+    web1.start()
+    later = runtime.with_plugins(Later())
+    later.reboot("web1")
+    later.stop("web1")
+    assert seen == [["a"]]

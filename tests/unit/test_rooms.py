@@ -16,10 +16,19 @@ PACKAGE = Path(chrootfw.__file__).parent
 
 #: From the ground up. A room may import rooms of a lower floor, and of its own floor those named before it.
 FLOORS = (
-    ("errors", "planning", "planning.paths", "views"),
+    ("errors", "planning", "planning.paths", "planning.privileges", "views"),
     ("model",),
     ("planning.mount_order", "planning.kill_plan", "planning.transitions"),
-    ("system", "system.syscalls", "system.mounts", "system.root", "system.cgroups", "system.spawn", "system.terminal"),
+    (
+        "system",
+        "system.syscalls",
+        "system.isolation",
+        "system.spawn",
+        "system.deadlines",
+        "system.keeper",
+        "system.namespaces",
+    ),
+    ("system.mounts", "system.root", "system.cgroups", "system.terminal"),
     (
         "system.loops",
         "system.disks",
