@@ -72,13 +72,7 @@ class World:
         (self.config_dir / f"{name}.toml").write_text("".join(f"{key} = {value}\n" for key, value in lines.items()))
         self.root = self.run_dir / name / "root"
         self.files = self._files()
-        self.env = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(_packages()),
-            "LANGUAGE": "C",  # no search for translations
-            "CHROOTFW_RUN_DIR": str(self.run_dir),
-            "CHROOTFW_CONFIG_DIR": str(self.config_dir),
-        }
+        self.env = environment(self.run_dir, self.config_dir)
         self.zygote = Zygote(place / "zygote", self.env)
 
     def close(self) -> None:
@@ -199,6 +193,17 @@ def worlds(tmp_path: Path, ground: leaks.Ground) -> Iterator[list[World]]:
     finally:
         for world in made:
             world.close()
+
+
+def environment(run_dir: Path, config_dir: Path) -> dict[str, str]:
+    """What a manager finds in its environment."""
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(_packages()),
+        "LANGUAGE": "C",  # no search for translations
+        "CHROOTFW_RUN_DIR": str(run_dir),
+        "CHROOTFW_CONFIG_DIR": str(config_dir),
+    }
 
 
 def _packages() -> list[str]:

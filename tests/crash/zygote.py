@@ -170,5 +170,5 @@ def _be_the_command(argv: Sequence[str], pause: str, place: str) -> None:
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(BrokenPipeError):  # the tests have gone, and their failure says why
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the tests have gone, and their failure says why
         _serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2])
