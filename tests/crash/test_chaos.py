@@ -10,15 +10,19 @@ import select
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import kernelview
+import leaks
 import pytest
 import roots
+import syscall_walk
 from syscall_walk import GRACE, INIT, check_words, environment
 from zygote import TIMEOUT, Ended, Zygote, zygotes
+
+in_memory = syscall_walk.in_memory  # a fixture
 
 MANAGERS = 6
 
@@ -282,23 +286,22 @@ class Chaos:
 
 
 @pytest.fixture
-def instances(tmp_path: Path, run_dir: Path, config_dir: Path) -> Iterator[list[Instance]]:
+def instances(in_memory: Path, ground: leaks.Ground) -> list[Instance]:
+    run_dir, config_dir = in_memory / "run", in_memory / "definitions"
+    for directory in (run_dir, config_dir):
+        directory.mkdir(mode=0o755)
+    ground.know_run_dir(run_dir)
     images = {
-        name: roots.make_image(tmp_path / f"{name}.img", "ext4", lambda top: roots.make_root(top, INIT))
+        name: roots.make_image(in_memory / f"{name}.img", "ext4", lambda top: roots.make_root(top, INIT))
         for name in dict.fromkeys(INSTANCES.values())
     }
     for name, image in INSTANCES.items():
         (config_dir / f"{name}.toml").write_text(f'disk = "{images[image]}"\ngrace = {GRACE}\nresolv_conf = "copy"\n')
-    yield [Instance(run_dir, name, images[image]) for name, image in INSTANCES.items()]
+    return [Instance(run_dir, name, images[image]) for name, image in INSTANCES.items()]
 
 
 def test_six_managers_at_once(
-    instances: list[Instance],
-    tmp_path: Path,
-    run_dir: Path,
-    config_dir: Path,
-    whole: bool,
-    figure: Callable[[int, str], None],
+    instances: list[Instance], in_memory: Path, whole: bool, figure: Callable[[int, str], None]
 ) -> None:
     seed = random.SystemRandom().getrandbits(32)
     print(f"seed {seed}")
@@ -309,7 +312,7 @@ def test_six_managers_at_once(
             return chaos.counts["operations"] >= WHOLE_OPERATIONS and chaos.counts["kills"] >= WHOLE_KILLS
         return time.monotonic() > deadline
 
-    with zygotes(tmp_path, environment(run_dir, config_dir), MANAGERS) as managers:
+    with zygotes(in_memory, environment(in_memory / "run", in_memory / "definitions"), MANAGERS) as managers:
         chaos = Chaos(instances, managers, random.Random(seed))
         chaos.go_on(is_over)
         assert not chaos.doubles, "\n".join(chaos.doubles)

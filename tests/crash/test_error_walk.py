@@ -9,7 +9,7 @@ import pytest
 import syscall_walk
 from syscall_walk import Point, World, check_words, in_parallel, sample
 
-worlds = syscall_walk.worlds  # a fixture
+in_memory, worlds = syscall_walk.in_memory, syscall_walk.worlds  # fixtures
 
 ERRORS = ("EIO", "EBUSY", "ENOMEM", "EINTR", "ENOSPC")
 

@@ -15,7 +15,7 @@ import syscall_walk
 import zygote
 from syscall_walk import Point, World, check_words, in_parallel, points, sample
 
-worlds = syscall_walk.worlds  # a fixture
+in_memory, worlds = syscall_walk.in_memory, syscall_walk.worlds  # fixtures
 
 #: Of each walk, beside the first and the last call of every name.
 MORE = {"start": 60, "stop": 60, "reboot": 0}

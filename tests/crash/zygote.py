@@ -85,7 +85,7 @@ class Zygote:
         try:
             data = self.socket.recv(1 << 16)
         except TimeoutError:
-            raise AssertionError(f"hangs: chrootfw {' '.join(self.argv)}, pid {self.pid}") from None
+            raise AssertionError(f"hangs: chrootfw {' '.join(self.argv)}:\n{_where(self.pid)}") from None
         assert data, f"the zygote has ended: {' '.join(self.argv)}"
         told: dict[str, Any] = json.loads(data)
         return told
@@ -97,6 +97,24 @@ class Zygote:
                 os.kill(self.pid, signal.SIGKILL)  # the zygote reaps it, and has not yet
         self.socket.close()
         self.process.wait(TIMEOUT)
+
+
+def _where(pid: int) -> str:
+    """Where in the kernel a process that hangs is, and its children."""
+    lines = []
+    for each in (str(pid), *_text(f"/proc/{pid}/task/{pid}/children").split()):
+        place = f"/proc/{each}"
+        state = _text(f"{place}/stat").rpartition(")")[2][:3].strip()
+        lines.append(f"  {each} {_text(f'{place}/comm').strip()}: {state}, {_text(f'{place}/syscall').strip()}")
+        lines.append(_text(f"{place}/stack"))
+    return "\n".join(lines)
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text(errors="replace")
+    except OSError as error:
+        return f"({error.strerror})"
 
 
 @contextlib.contextmanager
