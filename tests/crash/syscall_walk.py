@@ -12,6 +12,7 @@ import random
 import re
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -77,6 +78,9 @@ class World:
 
     def close(self) -> None:
         self.zygote.close()
+        if self.left():  # the test has failed; the directory in memory is to be unmounted
+            command = [sys.executable, "-m", "chrootfw", "stop", "--force", self.name]
+            subprocess.run(command, env=self.env, timeout=TIMEOUT, check=False)
 
     # -- what the kernel says -----------------------------------------------------------------------
 
@@ -252,7 +256,7 @@ def points(trace: Iterable[str], run_dir: str, *, child: bool = False) -> list[P
 
 
 def sample(walk: Sequence[Point], more: int, seed: str) -> list[Point]:
-    """The first and the last call of every name after the first effect, and ``more`` of the others; always the same."""
+    """Of what comes after the first effect the first and the last call of every name, and ``more`` of the others."""
     late = [point for point in walk if point.late]
     ends: dict[Point, None] = {}
     for name in dict.fromkeys(point.name for point in late):

@@ -13,8 +13,8 @@ in_memory, worlds = syscall_walk.in_memory, syscall_walk.worlds  # fixtures
 
 ERRORS = ("EIO", "EBUSY", "ENOMEM", "EINTR", "ENOSPC")
 
-#: Of each walk, beside the first and the last call of every name, with one error each.
-MORE = {"start": 40, "stop": 40}
+#: Of a sample, beside the first and the last call of every name, with one error each.
+MORE = 30
 
 #: No kernel fails these with such an error: libc would take it for an address (brk), or ends the process (futex).
 NEVER_FAIL = ("brk", "exit_group", "futex", "rt_sigreturn")
@@ -67,7 +67,7 @@ def test_every_syscall_fails_once(
 
     tasks: list[Task] = []
     for child, walk in walks.items():
-        chosen = walk if whole else sample(walk, 0 if child else MORE[verb], f"errors of {verb}")
+        chosen = walk if whole else sample(walk, 0 if child else MORE, f"errors of {verb}")
         for number, point in enumerate(chosen):
             errors = ERRORS if whole else [ERRORS[number % len(ERRORS)]]
             tasks += [Task(point, child, error) for error in errors]

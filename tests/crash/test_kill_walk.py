@@ -17,8 +17,11 @@ from syscall_walk import Point, World, check_words, in_parallel, points, sample
 
 in_memory, worlds = syscall_walk.in_memory, syscall_walk.worlds  # fixtures
 
-#: Of each walk, beside the first and the last call of every name.
-MORE = {"start": 60, "stop": 60, "reboot": 0}
+#: Of a sample, beside the first and the last call of every name.
+MORE = 30
+
+#: The sample of reboot, which is a stop and a start.
+OF_REBOOT = 20
 
 #: Kills before the first effect, after which the instance is looked at once.
 BATCH = 25
@@ -83,7 +86,13 @@ def test_kill_at_every_syscall_after_the_first_effect(
 
     tasks: list[Task] = []
     for child, walk in walks.items():
-        chosen = [p for p in walk if p.late] if whole else sample(walk, 0 if child else MORE[verb], verb)
+        late = [point for point in walk if point.late]
+        if whole:
+            chosen = late
+        elif verb == "reboot":
+            chosen = random.Random(verb).sample(late, OF_REBOOT)
+        else:
+            chosen = sample(late, 0 if child else MORE, verb)
         for number, point in enumerate(chosen):
             tasks += [Task(point, child, restart) for restart in (False, True) if whole or restart == bool(number % 2)]
     outcomes = in_parallel(worlds, tasks, lambda world, task: strike(world, verb, task))
