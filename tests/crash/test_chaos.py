@@ -46,7 +46,7 @@ KILLED = 0.75
 
 #: Seconds of a sample; operations and kills of a whole campaign.
 SAMPLE_SECONDS = 35
-WHOLE_OPERATIONS, WHOLE_KILLS = 2000, 1000
+WHOLE_OPERATIONS, WHOLE_KILLS = 1500, 600
 
 
 class Instance:
@@ -180,8 +180,10 @@ class Chaos:
         for other in self.running:
             self._note(operation, other)
             self._note(other, operation)
-        operation.pidfd = os.pidfd_open(manager.begin(*operation.argv(self.chance)))
-        if self.chance.random() < KILLED:
+        pid = manager.begin(*operation.argv(self.chance))
+        with contextlib.suppress(ProcessLookupError):  # it has ended by now
+            operation.pidfd = os.pidfd_open(pid)
+        if operation.pidfd >= 0 and self.chance.random() < KILLED:
             operation.kill_at = time.monotonic() + self.chance.random() * self.seconds[verb]
         self.running.append(operation)
 
@@ -197,7 +199,8 @@ class Chaos:
         took = time.monotonic() - operation.began
         self.running.remove(operation)
         self.free.append(operation.manager)
-        os.close(operation.pidfd)
+        if operation.pidfd >= 0:
+            os.close(operation.pidfd)
         self.counts["operations"] += 1
         self.counts[operation.verb] += 1
         if ended.status == -signal.SIGKILL:
