@@ -74,7 +74,7 @@ def test_every_syscall_fails_once(
     outcomes = in_parallel(worlds, tasks, lambda world, task: strike(world, verb, task))
 
     hits = [outcome for outcome in outcomes if outcome.hit]
-    assert len(hits) >= 0.95 * len(tasks), f"only {len(hits)} of {len(tasks)} errors were injected"
+    assert len(hits) >= 0.85 * len(tasks), f"only {len(hits)} of {len(tasks)} errors were injected"
     total = sum(len(walk) for walk in walks.values()) * len(ERRORS)
     right = sum(outcome.succeeded for outcome in hits)
     figure(
