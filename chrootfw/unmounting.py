@@ -155,7 +155,8 @@ def prove_released(job: Job, entries: Sequence[mounts.MountEntry]) -> None:
     left = inventory.unreleased(recorded, settle=disks.SETTLE)
     if not left:
         return
-    devices = inventory.exclusive_devices(entries, job.intent)
+    # The disks' alone: the number of an in-memory file system that is gone may be a stranger's by now.
+    devices = {device for disk in recorded if disk["kind"] != "directory" for device in disk["devices"]}
     found = processes.holders(processes.Held((), job.root, devices))
     elsewhere = [
         Process(0, f"a mount on {os.fsdecode(entry.mount_point)}", "root", "namespace", "outside the instance")

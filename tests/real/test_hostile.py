@@ -120,3 +120,29 @@ def test_a_record_by_a_newer_chrootfw_is_kept(web1: driving.Chroot, cli: driving
     assert path.exists()
     path.write_text(json.dumps(record))
     web1.cli("stop")
+
+
+def test_the_number_of_a_file_system_that_is_gone_makes_no_stranger_a_holder(
+    make_chroot: Callable[..., driving.Chroot],
+    cli: driving.Cli,
+    image: Callable[..., Path],
+    outside: Callable[..., subprocess.Popen[str]],
+) -> None:
+    """The kernel gives the device number of an unmounted tmpfs to the next one, whoever mounts it."""
+    chroot = make_chroot(disk=image())
+    chroot.start()
+    (device,) = kernelview.loops_over(chroot.disk)
+    with open(device, "rb") as held:
+        holder = outside("sleep", "3600", stdin=held)
+    stopping = cli.begin("stop", "web1")
+    kernelview.wait_until(lambda: not kernelview.mounts_below(chroot.root), "it is unmounted")
+    mounts = (
+        "for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do mount -t tmpfs x /mnt; done; exec sleep 3600"
+    )
+    stranger = outside("unshare", "--mount", "sh", "-c", mounts)
+    refused = cli.end(stopping, expect=4, says=["the disk"])
+    assert f"pid {stranger.pid} " not in refused.stderr
+    holder.kill()
+    holder.wait()
+    chroot.cli("cleanup")
+    assert chroot.is_gone()

@@ -1,0 +1,84 @@
+"""Row 2: every system call of start and stop fails once. The answer is right, or an error that says what is the matter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+import syscall_walk
+from syscall_walk import Point, World, check_words, in_parallel, sample
+
+in_memory, worlds = syscall_walk.in_memory, syscall_walk.worlds  # fixtures
+
+ERRORS = ("EIO", "EBUSY", "ENOMEM", "EINTR", "ENOSPC")
+
+#: Of a sample, beside the first and the last call of every name, with one error each.
+MORE = 30
+
+#: No kernel fails these with such an error: libc would take it for an address (brk), or ends the process (futex).
+NEVER_FAIL = ("brk", "exit_group", "futex", "rt_sigreturn")
+
+
+class Task(NamedTuple):
+    point: Point
+    child: bool
+    error: str
+
+
+class Outcome(NamedTuple):
+    hit: bool
+    succeeded: bool
+
+
+def strike(world: World, verb: str, task: Task) -> Outcome:
+    where = f"{task.error} at {task.point}{' in the child' if task.child else ''} of {verb}"
+    if verb == "stop":
+        world.run("start", after=f"before {where}")
+    ended, hit = world.strike(verb, task.point, f"error={task.error}", child=task.child)
+    where = f"{where} ({hit})"
+    assert ended.status in (0, 1, 4), f"{where}: {ended}"
+    assert "Traceback" not in ended.stderr, f"{where}: {ended}"
+    check_words(ended)
+    if ended.status == 0:
+        if verb == "start":
+            assert world.is_running(), f"{where}: {ended}, but {world.left()}"
+        else:
+            world.check_nothing_left(f"{where}: {ended}")
+    elif verb == "start" and "undoing it failed" not in ended.stderr and world.left():
+        assert world.is_running(), f"{where}: {ended}, but {world.left()}"  # the error was in saying so
+    world.run("stop", after=f"after {where}: {ended}")
+    world.check_nothing_left(where)
+    return Outcome(bool(hit), ended.status == 0)
+
+
+@pytest.mark.parametrize("verb", ["start", "stop"])
+def test_every_syscall_fails_once(
+    worlds: list[World], verb: str, whole: bool, figure: Callable[[int, str], None]
+) -> None:
+    world = worlds[0]
+    walks: dict[bool, list[Point]] = {}
+    for child in (False, True):
+        if verb == "stop":
+            world.run("start")
+        walks[child] = [point for point in world.reference(verb, child=child) if point.name not in NEVER_FAIL]
+        world.run("stop")
+    world.check_nothing_left("two references")
+
+    tasks: list[Task] = []
+    for child, walk in walks.items():
+        chosen = walk if whole else sample(walk, 0 if child else MORE, f"errors of {verb}")
+        for number, point in enumerate(chosen):
+            errors = ERRORS if whole else [ERRORS[number % len(ERRORS)]]
+            tasks += [Task(point, child, error) for error in errors]
+    outcomes = in_parallel(worlds, tasks, lambda world, task: strike(world, verb, task))
+
+    hits = [outcome for outcome in outcomes if outcome.hit]
+    assert len(hits) >= 0.85 * len(tasks), f"only {len(hits)} of {len(tasks)} errors were injected"
+    total = sum(len(walk) for walk in walks.values()) * len(ERRORS)
+    right = sum(outcome.succeeded for outcome in hits)
+    figure(
+        2,
+        f"{len(hits)} of {total} errors ({', '.join(ERRORS)} at {total // len(ERRORS)} system calls of {verb}): "
+        f"{right} right results, {len(hits) - right} named errors; clean after each, by e2fsck too",
+    )
