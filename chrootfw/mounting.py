@@ -12,7 +12,7 @@ from chrootfw import debts, intents, unmounting
 from chrootfw.errors import DiskError, PlanError, StepError
 from chrootfw.jobs import Job
 from chrootfw.model import MountPoint, Step
-from chrootfw.system import disks, loops, mounts, syscalls, trees
+from chrootfw.system import disks, loops, syscalls, trees
 from chrootfw.system.root import Root
 
 #: ``(plugin, mount point)`` pairs, parents first.
@@ -32,7 +32,7 @@ def check_disks(job: Job, points: Points, lock_disk: Callable[[disks.Disk], None
             raise PlanError(f"{job.name} would mount one disk twice: {keys[disk.key]} and {disk.path}")
         keys[disk.key] = disk.path
         lock_disk(disk)
-        users = disks.users(disk, mounts.table())
+        users = disks.users(disk)
         users += [f"the root of instance {other}" for other in _instances_on(job, disk)]
         if users:
             raise DiskError(

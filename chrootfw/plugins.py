@@ -40,7 +40,7 @@ INSTANCE_GROUP = "chrootfw.instance"
 
 @attrs.frozen
 class PluginRecord:
-    """A plugin as people know it. ``band``: ``default``, ``installed``, ``instance`` or ``object``."""
+    """A plugin as people know it. ``band``: ``default``, ``first-party``, ``installed``, ``instance`` or ``object``."""
 
     name: str
     band: str
@@ -239,16 +239,16 @@ class Registry:
 
 
 def entry_points(group: str) -> list[tuple[PluginRecord, Any]]:
-    """The installed plugins of an entry-point group, sorted by name: ``(record, load)``."""
+    """The installed plugins of an entry-point group, chrootfw's own first, sorted by name: ``(record, load)``."""
     from importlib import metadata
 
-    band = "installed" if group == GROUP else "instance"
     found: dict[str, tuple[PluginRecord, Any]] = {}
     for point in metadata.entry_points(group=group):
         dist = point.dist
+        band = "instance" if group != GROUP else "first-party" if dist and dist.name == "chrootfw" else "installed"
         record = PluginRecord(point.name, band, dist.name if dist else "", dist.version if dist else "")
         found.setdefault(point.name, (record, point.load))
-    return [found[name] for name in sorted(found)]
+    return [found[name] for name in sorted(found, key=lambda name: (found[name][0].band != "first-party", name))]
 
 
 def blamed(error: BaseException, registry: Registry) -> str:

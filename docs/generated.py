@@ -15,9 +15,10 @@ from sphinx.application import Sphinx
 import chrootfw
 from chrootfw import cli, config, errors, hookspecs
 from chrootfw.planning import transitions
+from chrootfw_hardened import hardening
 
 #: The directories that the pages speak of, whatever the environment of the build says.
-_RUNTIME = chrootfw.Runtime(run_dir="/run/chrootfw", config_dir="/etc/chrootfw")
+_RUNTIME = chrootfw.Runtime([hardening], run_dir="/run/chrootfw", config_dir="/etc/chrootfw")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -106,8 +106,21 @@ def check_place(disk: Disk, run_dir: str) -> None:
         )
 
 
-def users(disk: Disk, table: Sequence[mounts.MountEntry]) -> list[str]:
-    """Who uses a block device or image already, a line each: mounts of it, loop devices over it."""
+def users(disk: Disk) -> list[str]:
+    """Who uses a block device or image already, a line each: mounts of it, loop devices over it.
+
+    What is in use and not mounted is asked again for at most ``SETTLE`` seconds: a mount or unmount whose manager was killed
+    comes to its end by itself.
+    """
+    deadline = time.monotonic() + SETTLE
+    while True:
+        found = _users(disk, mounts.table())
+        if not found or any(line.startswith("mounted on ") for line in found) or time.monotonic() >= deadline:
+            return found
+        time.sleep(0.01)  # nothing tells of a release
+
+
+def _users(disk: Disk, table: Sequence[mounts.MountEntry]) -> list[str]:
     found: list[str] = []
     if disk.kind == "image":
         for device in loops.over({(disk.dev, disk.ino): disk.path}):

@@ -177,13 +177,13 @@ def _be_the_command(argv: Sequence[str], pause: str, place: str) -> None:
     if pause == "begin":
         os.kill(os.getpid(), signal.SIGSTOP)
     elif pause == "clone":
-        clone = spawn._clone
+        attempt = spawn._attempt
 
-        def stop_and_clone(cgroup_fd: int) -> tuple[int, int]:
+        def stop_and_attempt(*arguments: Any) -> Any:
             os.kill(os.getpid(), signal.SIGSTOP)
-            return clone(cgroup_fd)
+            return attempt(*arguments)
 
-        spawn._clone = stop_and_clone
+        spawn._attempt = stop_and_attempt
     raise SystemExit(cli.main(argv))
 
 

@@ -156,7 +156,10 @@ def test_a_command_needs_words():
 
 
 def test_entry():
-    assert Entry().to_dict() == {"method": "chroot", "user": None, "cwd": "/", "env": {}}
+    assert Entry().to_dict() == {
+        "method": "chroot", "user": None, "cwd": "/", "env": {}, "namespaces": [], "mount_attributes": [], "read_only": [],
+        "capabilities": None, "no_new_privs": False, "seccomp": "",
+    }  # fmt: skip
     with pytest.raises(InputError, match="cwd"):
         Entry(cwd="srv")
 
@@ -186,3 +189,27 @@ def test_plan():
 
 def test_a_problem_is_fatal_unless_it_says_otherwise():
     assert Problem("no init script").warning is False
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"method": "nspawn"}, "must be chroot or pivot_root"),
+        ({"method": "pivot_root", "namespaces": ["net"]}, "namespace is 'net'"),
+        ({"method": "pivot_root", "mount_attributes": ["noexec"]}, "mount attribute is 'noexec'"),
+        ({"method": "pivot_root", "read_only": ["proc"]}, "read-only path"),
+        ({"namespaces": ["pid"]}, "needs the method pivot_root"),
+        ({"capabilities": ["CAP_KILL"]}, "capability is 'CAP_KILL'"),
+        ({"seccomp": "AAAAAAAAAAA="}, "needs no_new_privs"),
+        ({"seccomp": "AAAA", "no_new_privs": True}, "instructions of 8 bytes"),
+        ({"seccomp": "no base64!", "no_new_privs": True}, "no base64"),
+    ],
+)
+def test_an_entry_that_cannot_be_carried_out(fields, words):
+    with pytest.raises(InputError, match=words):
+        Entry(**fields)
+
+
+def test_an_entry_survives_its_record():
+    entry = Entry("pivot_root", namespaces=["pid"], capabilities=["KILL"], no_new_privs=True, read_only=["/proc/sys"])
+    assert Entry(**entry.to_dict()) == entry
