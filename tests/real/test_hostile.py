@@ -120,3 +120,11 @@ def test_a_record_by_a_newer_chrootfw_is_kept(web1: driving.Chroot, cli: driving
     assert path.exists()
     path.write_text(json.dumps(record))
     web1.cli("stop")
+
+
+def test_one_endless_line_of_output_is_shown_in_part(make_chroot: Callable[..., driving.Chroot]) -> None:
+    """Each byte that is no text is shown as a character of three bytes."""
+    chroot = make_chroot(init=roots.script("head -c 100000 /dev/zero; echo; echo last words; exit 3"))
+    failed = chroot.cli("start", expect=1)
+    assert "last words" in failed.stderr
+    assert len(failed.stderr.encode()) < 64 * 1024
