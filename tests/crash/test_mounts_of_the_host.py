@@ -12,7 +12,7 @@ import pytest
 
 #: What root tries inside; each as a shell script that goes on whatever fails. The last step tells that it is through.
 DEEDS = {
-    "mounts": "mount -t tmpfs t /mnt; mkdir -p /mnt/a/b; mount -t tmpfs t /mnt/a/b; mount --bind / /srv; mount --rbind / /tmp",
+    "mounts": "mount -t tmpfs t /data/sub; mount -t tmpfs t /mnt; mkdir -p /mnt/a/b; mount -t tmpfs t /mnt/a/b; mount --bind / /srv; mount --rbind / /tmp",
     "makes all shared, and mounts": "mount --make-rshared /; mount -t tmpfs t /mnt; mount --rbind / /srv; mount -t tmpfs t /srv/tmp",
     "makes each shared, and unmounts": (
         "for m in / /dev /dev/pts /dev/shm /proc /run /sys /data; do mount --make-shared $m; done\n"
