@@ -13,7 +13,7 @@ from pathlib import Path
 _TREE = Path(__file__).resolve().parent.parent.parent
 
 #: What the sample runs: some of each way in which a newer kernel would be used.
-SAMPLE = ("tests/real/test_old_kernel.py", "tests/real/test_hostile.py", "tests/real/test_embedding.py")
+SAMPLE = ("tests/real/test_old_kernel.py", "tests/real/test_hostile.py", "tests/real/test_leaks.py")
 
 
 def test_the_real_tests_on_an_old_kernel(whole: bool, figure: Callable[[int, str], None], tmp_path: Path) -> None:
