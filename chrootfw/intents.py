@@ -46,20 +46,56 @@ def path(run_dir: str, name: str) -> str:
     return f"{run_dir}/{name}/intent.json"
 
 
-_SHAPE: dict[str, tuple[type, ...]] = {
+_NONE = type(None)
+#: The record's shape: types; a list of whatever fits its one entry; a dict of what its keys must hold.
+_SHAPE: dict[str, Any] = {
     "boot_id": (str,),
     "namespace": (int,),
-    "instance": (dict,),
-    "definition": (str, type(None)),
-    "plugins": (list,),
+    "instance": {
+        "name": (str,),
+        "disk": (str, _NONE),
+        "init_script": (str, _NONE),
+        "params": (dict,),
+        "plugins": [(str,)],
+    },
+    "definition": (str, _NONE),
+    "plugins": [{"name": (str,), "distribution": (str, _NONE), "version": (str, _NONE)}],
     "phase": (str,),
     "init_ran": (bool,),
     "stop_done": (bool,),
-    "started_at": (str, type(None)),
-    "entry": (dict, type(None)),
-    "disks": (list,),
-    "steps": (list,),
+    "started_at": (str, _NONE),
+    "disks": [{"kind": (str,), "path": (str,), "file": [(int,)], "devices": [(int,)]}],
+    "steps": [
+        {
+            "kind": (str,),
+            "class": (str,),
+            "arguments": (dict,),
+            "stage": (str,),
+            "plugin": (str,),
+            "distribution": (str, _NONE),
+            "version": (str, _NONE),
+        }
+    ],
 }
+_ENTRY = {"method": (str,), "user": (str, _NONE), "cwd": (str,), "env": (dict,)}
+
+
+def _fits(value: Any, shape: Any) -> bool:
+    if isinstance(shape, tuple):
+        return isinstance(value, shape)
+    if isinstance(shape, list):
+        return isinstance(value, list) and all(_fits(each, shape[0]) for each in value)
+    return isinstance(value, dict) and all(key in value and _fits(value[key], inner) for key, inner in shape.items())
+
+
+def _is_record(found: dict[str, Any]) -> bool:
+    """Whether every value that is used is of its type: a damaged record is a lost one."""
+    if not _fits(found, _SHAPE) or found["phase"] not in ("starting", "started", "stopping"):
+        return False
+    entry = found.get("entry")
+    if entry is not None and not (_fits(entry, _ENTRY) and _fits([*entry["env"].values()], [(str,)])):
+        return False
+    return all(len(disk["file"]) == 2 and isinstance(disk.get("loop"), (str, _NONE)) for disk in found["disks"])
 
 
 def load(run_dir: str, name: str) -> dict[str, Any] | None:
@@ -75,7 +111,7 @@ def load(run_dir: str, name: str) -> dict[str, Any] | None:
         raise NotSupported(
             f"{name} was started by a newer chrootfw (record version {version})", hint="use that one to stop it"
         )
-    if version != VERSION or not all(isinstance(found.get(key), types) for key, types in _SHAPE.items()):
+    if version != VERSION or not _is_record(found):
         return None
     return found if found["instance"].get("name") == name else None
 
@@ -103,7 +139,10 @@ def remove(run_dir: str, name: str) -> None:
     base = directory(run_dir, name)
     for file in ("intent.json", "init-start.log", "init-stop.log"):
         for name_or_half in (file, f"{file}.new"):  # what store.write leaves when it is killed
-            store.remove(f"{base}/{name_or_half}")
+            try:
+                store.remove(f"{base}/{name_or_half}")
+            except OSError as error:
+                raise _cannot_remove(f"the file {base}/{name_or_half}", error) from error
     try:
         aux = sorted(os.listdir(f"{base}/aux"))
     except FileNotFoundError:
@@ -114,7 +153,11 @@ def remove(run_dir: str, name: str) -> None:
         except FileNotFoundError:
             pass
         except OSError as error:
-            raise StepError(
-                f"cannot remove the directory {place}: {error.strerror}",
-                hint="something else was put there; look at it and remove it by hand",
-            ) from error
+            raise _cannot_remove(f"the directory {place}", error) from error
+
+
+def _cannot_remove(what: str, error: OSError) -> StepError:
+    return StepError(
+        f"cannot remove {what}: {error.strerror}",
+        hint="something else was put there; look at it and remove it by hand",
+    )

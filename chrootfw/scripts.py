@@ -167,8 +167,13 @@ class _Tail:
                 return
 
 
-def shown(output: bytes, lines: int = 20) -> list[str]:
-    """The end of a script's output as lines for people; control bytes are made visible."""
+def shown(output: bytes, lines: int = 20, width: int = 1000) -> list[str]:
+    """The end of a script's output as lines for people, at most ``lines``, each with its last ``width`` characters at
+    most; control bytes are made visible."""
     text = output.decode("utf-8", "replace").splitlines()
-    clean = ["".join(c if c.isprintable() or c == "\t" else "\N{REPLACEMENT CHARACTER}" for c in line) for line in text]
-    return [f"… {len(clean) - lines} earlier lines", *clean[-lines:]] if len(clean) > lines else clean
+    clean = [_visible(line if len(line) <= width else f"…{line[-width:]}") for line in text[-lines:]]
+    return [f"… {len(text) - lines} earlier lines", *clean] if len(text) > lines else clean
+
+
+def _visible(line: str) -> str:
+    return "".join(c if c.isprintable() or c == "\t" else "\N{REPLACEMENT CHARACTER}" for c in line)

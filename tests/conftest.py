@@ -23,8 +23,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="cgroup",
         help="tests/real: how own processes are found; 'root' hides every cgroup v2 hierarchy (default: cgroup)",
     )
+    parser.addoption(
+        "--kernel",
+        choices=("running", "5.14"),
+        default="running",
+        help="5.14: whatever Linux has had only since then is refused, to the tests and all that they start",
+    )
     parser.addoption("--whole", action="store_true", help="tests/crash: whole campaigns, not samples of them")
     parser.addoption("--figures", metavar="FILE", help="tests/crash: write the figures to FILE, as a Markdown table")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--kernel") == "5.14":
+        sys.path.insert(0, str(_TREE / "tests/real"))
+        import old_kernel
+
+        config.add_cleanup(old_kernel.install())
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

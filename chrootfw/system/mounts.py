@@ -96,12 +96,16 @@ def parse_line(line: bytes) -> MountEntry:
     fields = line.split(b" ")
     dash = fields.index(b"-", 6)
     major, _, minor = fields[2].partition(b":")
+    try:
+        device = os.makedev(int(major), int(minor))
+    except OverflowError as error:
+        raise ValueError(f"no device number: {fields[2]!r}") from error
     # An empty source or fstype is an empty field; an empty super_options may be missing altogether.
     tail = [*fields[dash + 1 :], b"", b"", b""]
     return MountEntry(
         int(fields[0]),
         int(fields[1]),
-        os.makedev(int(major), int(minor)),
+        device,
         unescape(fields[3]),
         unescape(fields[4]),
         fields[5],

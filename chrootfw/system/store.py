@@ -245,5 +245,5 @@ def load(path: str) -> Any | None:
         return None
     try:
         return json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None

@@ -146,3 +146,11 @@ def test_the_number_of_a_file_system_that_is_gone_makes_no_stranger_a_holder(
     holder.wait()
     chroot.cli("cleanup")
     assert chroot.is_gone()
+
+
+def test_one_endless_line_of_output_is_shown_in_part(make_chroot: Callable[..., driving.Chroot]) -> None:
+    """Each byte that is no text is shown as a character of three bytes."""
+    chroot = make_chroot(init=roots.script("head -c 100000 /dev/zero; echo; echo last words; exit 3"))
+    failed = chroot.cli("start", expect=1)
+    assert "last words" in failed.stderr
+    assert len(failed.stderr.encode()) < 64 * 1024

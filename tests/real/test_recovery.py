@@ -50,7 +50,28 @@ def empty_its_values(record: Path) -> None:
         pass  # a log
 
 
-DAMAGE = [lose, empty, fill_with_rubbish, cut_short, make_another_value, empty_its_values]
+def nest_it_too_deeply(record: Path) -> None:
+    record.write_bytes(b"[" * 100_000)
+
+
+def forge_what_is_inside(record: Path) -> None:
+    try:
+        value = json.loads(record.read_text())
+    except ValueError:
+        return  # a log
+    record.write_text(json.dumps({**value, "disks": [{"kind": "image"}], "steps": [None], "entry": {"cwd": 1}}))
+
+
+DAMAGE = [
+    nest_it_too_deeply,
+    forge_what_is_inside,
+    lose,
+    empty,
+    fill_with_rubbish,
+    cut_short,
+    make_another_value,
+    empty_its_values,
+]
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -310,3 +331,15 @@ def test_unmounted_by_hand(make_chroot: MakeChroot, image: Callable[..., Path]) 
     assert web1.state == "running"
     web1.cli("stop")
     assert web1.is_gone()
+
+
+def test_a_directory_in_the_place_of_the_record(web1: Chroot) -> None:
+    web1.start()
+    (record,) = (path for path in records(web1) if path.suffix == ".json")
+    record.unlink()
+    record.mkdir()
+    web1.cli("stop", expect=1, says=[str(record)])
+    assert web1.is_gone()
+    record.rmdir()
+    web1.cli("cleanup")
+    assert not web1.root.parent.exists()

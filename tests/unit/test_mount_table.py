@@ -106,3 +106,8 @@ def test_containing_takes_the_longest_and_of_a_stack_the_top(path, id):
     ]
     found = mounts.containing(path, table)
     assert (found.id if found else None) == id
+
+
+def test_a_device_number_out_of_range_is_no_line():
+    with pytest.raises(ValueError):
+        mounts.parse_line(b"1 0 0:99999999999 / / rw - tmpfs none rw")
