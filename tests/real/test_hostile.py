@@ -120,3 +120,17 @@ def test_a_record_by_a_newer_chrootfw_is_kept(web1: driving.Chroot, cli: driving
     assert path.exists()
     path.write_text(json.dumps(record))
     web1.cli("stop")
+
+
+def test_a_frozen_instance_is_stopped_by_its_script(web1: driving.Chroot) -> None:
+    """The script is born in the frozen cgroup; it could not begin."""
+    web1.start()
+    (pid,) = web1.pids()
+    hierarchy = kernelview.cgroup_hierarchy()
+    if hierarchy is None:
+        return  # nothing can be frozen
+    (path,) = [x[3:] for x in Path(f"/proc/{pid}/cgroup").read_text().splitlines() if x.startswith("0::")]
+    Path(f"{hierarchy}{path}/cgroup.freeze").write_text("1")
+    assert "the stop goes on" not in web1.cli("stop").stderr
+    assert web1.calls() == ["start", "stop"]
+    assert web1.is_gone()
