@@ -10,9 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import at_once
-import chrootfw
 import kernelview
 from proof import Proof
+
+import chrootfw
 
 
 def _own_runtime(run_dir: Path, config_dir: Path) -> chrootfw.Runtime:

@@ -8,14 +8,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import chrootfw
 import kernelview
 import pytest
 import symlink_swapper
+from proof import Proof
+
+import chrootfw
 from chrootfw.errors import StepError
 from chrootfw.model import MountPoint
 from chrootfw.system import mounts, trees
-from proof import Proof
 
 
 @pytest.fixture

@@ -9,10 +9,11 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-import chrootfw
 import kernelview
 import mount_trees
 from proof import Proof
+
+import chrootfw
 
 _DIRECTORIES = ("dev", "etc", "proc", "run", "srv/a/b", "srv/c", "sys")
 
