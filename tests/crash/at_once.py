@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pickle
 import signal
@@ -10,6 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 import chrootfw
+
+_PR_SET_PDEATHSIG = 1
 
 
 class Worker:
@@ -26,6 +29,7 @@ class Worker:
             theirs.close()
             return
         try:
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
             self._ours.close()
             while data := theirs.recv(1 << 16):
                 try:

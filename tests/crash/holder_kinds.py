@@ -96,6 +96,10 @@ def _me() -> list[str]:
     return [f"pid {os.getpid()} "]
 
 
+def _end_with_parent() -> None:
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 @contextmanager
 def _child(body: Callable[[], object]) -> Iterator[int]:
     """A child that does ``body`` and then waits for its end."""
@@ -104,7 +108,7 @@ def _child(body: Callable[[], object]) -> Iterator[int]:
     if pid == 0:
         try:
             os.close(ready)
-            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            _end_with_parent()
             body()
             os.write(done, b"1")
             os.close(done)
@@ -169,7 +173,9 @@ def cwd(place: Place) -> Iterator[list[str]]:
 
 @kind("exe", NAMED)
 def exe(place: Place) -> Iterator[list[str]]:
-    with subprocess.Popen([str(place.root / "bin/busybox"), "sleep", "3600"], cwd="/") as process:
+    with subprocess.Popen(
+        [str(place.root / "bin/busybox"), "sleep", "3600"], cwd="/", preexec_fn=_end_with_parent
+    ) as process:
         yield [f"pid {process.pid} "]
         process.kill()
 
@@ -331,7 +337,8 @@ def first_thread_ended(place: Place) -> Iterator[list[str]]:
         "import ctypes, os, sys, threading, time; os.open(sys.argv[1], os.O_RDONLY);"
         "threading.Thread(target=time.sleep, args=(3600,)).start(); ctypes.CDLL(None).syscall(60, 0)"
     )
-    with subprocess.Popen([sys.executable, "-S", "-c", program, str(place.file)], cwd="/") as process:
+    argv = [sys.executable, "-S", "-c", program, str(place.file)]
+    with subprocess.Popen(argv, cwd="/", preexec_fn=_end_with_parent) as process:
         while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
             os.sched_yield()
         yield [f"pid {process.pid} "]

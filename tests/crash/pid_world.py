@@ -1,7 +1,7 @@
 """A pid namespace in which pids are used again after some few processes, full of strangers that are watched.
 
-The world is forked: its first process is the namespace's init. There ``World`` reaps, moves itself where it is told
-to stand, and runs the managers, each in a process group of its own beside a stranger.
+The world is forked: its first process is the namespace's init. There ``World`` reaps, holds what it
+is told to, and runs the managers, each in a process group of its own beside a stranger.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ class World:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/",
         )  # fmt: skip
         managers = [_Manager(body) for body in self.bodies]
-        while any(manager.answer is None for manager in managers):
+        while any(manager.answer is None for manager in managers) and not any(manager.failed for manager in managers):
             ended = _reap()
             assert strangers.pid not in ended, f"the strangers' parent ended: {ended[strangers.pid]:#x}"
             for manager in managers:
@@ -185,10 +185,11 @@ def _reap() -> dict[int, int]:
 
 
 class _Manager:
-    """A child of init's that does the work; it may ask init to stand somewhere."""
+    """A child of init's that does the work; it may ask init to hold a file."""
 
     def __init__(self, body: Callable[[socket.socket], Any]) -> None:
         self.answer: Any = None
+        self.held = -1  # init's own descriptor, for this manager
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._ours.setblocking(False)
         self.pid = os.fork()
@@ -205,6 +206,10 @@ class _Manager:
                 os._exit(0)
         theirs.close()
 
+    @property
+    def failed(self) -> bool:
+        return isinstance(self.answer, str)
+
     def serve(self, ended: dict[int, int]) -> None:
         """Answer what it asks. ``ended``: the wait statuses of those that ended since."""
         try:
@@ -216,14 +221,16 @@ class _Manager:
                 self.answer = f"manager {self.pid} ended with wait status {ended[self.pid]:#x}"
             return
         what, argument = pickle.loads(data)
-        if what == "stand":
-            os.chdir(argument)
-            self._ours.send(b"standing")
+        if what == "hold":
+            if self.held >= 0:
+                os.close(self.held)
+            self.held = os.open(argument, os.O_RDONLY | os.O_CLOEXEC)
+            self._ours.send(b"held")
         else:
             self.answer = argument
 
 
-def let_init_stand(init: socket.socket, path: str) -> None:
-    """Have pid 1 change its working directory."""
-    init.send(pickle.dumps(("stand", path)))
-    assert init.recv(100) == b"standing"
+def let_init_hold(init: socket.socket, path: str) -> None:
+    """Have pid 1 open a file or directory, and close the one before."""
+    init.send(pickle.dumps(("hold", path)))
+    assert init.recv(100) == b"held"

@@ -13,7 +13,7 @@ from pathlib import Path
 import holder_kinds
 import pytest
 import roots
-from driving import Chroot, Cli
+from driving import Chroot, Cli, Result
 from holder_kinds import KINDS, NAMED, STOPPED, UNKNOWN
 from kernelview import is_running
 from proof import Proof
@@ -67,21 +67,17 @@ def test_a_holder_of_this_kind(
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     )  # fmt: skip
     names = json.loads(holder.stdout.readline())
-
-    stopped = chroot.cli("stop", "--timeout", "0.5", expect=(0, 4))
-
-    if stopped.status == 0:
-        outcome = STOPPED
-        proof("web1", disk, own)
-        assert chroot.state == "absent"
-    else:
-        outcome = NAMED if names and all(each in stopped.stderr for each in names) else UNKNOWN
-        assert outcome == NAMED or UNKNOWN in stopped.stderr, f"{names} are not named, nor is that said: {stopped}"
-        assert chroot.state == "held"
+    try:
+        stopped = chroot.cli("stop", "--timeout", "0.5", expect=(0, 4))
+        outcome = _outcome(stopped, names)
+        if outcome == STOPPED:
+            proof("web1", disk, own)
+        assert chroot.state == ("absent" if outcome == STOPPED else "held")
         assert not any(is_running(pid) for pid in own)
+    finally:
+        holder.stdin.close()
+        assert holder.wait(60) == 0
     tally.stops += 1
-    holder.stdin.close()
-    assert holder.wait(30) == 0
     if outcome != STOPPED:
         chroot.cli("cleanup")
         proof("web1", disk, own)
@@ -89,6 +85,15 @@ def test_a_holder_of_this_kind(
     tally.proven += proof.checked
     assert outcome == KINDS[kind].outcome, stopped
     tally.outcomes[kind] = outcome
+
+
+def _outcome(stopped: Result, names: list[str]) -> str:
+    if stopped.status == 0:
+        return STOPPED
+    if names and all(each in stopped.stderr for each in names):
+        return NAMED
+    assert UNKNOWN in stopped.stderr, f"{names} are not named, nor is that said: {stopped}"
+    return UNKNOWN
 
 
 def test_the_figure(tally: Tally, figure: Callable[[int, str], None], whole: bool) -> None:
