@@ -179,8 +179,7 @@ def _tie(pid: int, ids: set[int], held: Held, sockets: Mapping[int, str]) -> tup
                 status = syscalls.statx(path)
             except OSError:
                 continue
-            opened = status.rdev if status.mode & 0o170000 == 0o060000 else status.dev  # a block device itself
-            if status.mnt_id in ids or opened in held.devices:
+            if status.mnt_id in ids or status.dev in held.devices:
                 return "fd", _readlink(path)
             if sockets and status.mode & 0o170000 == 0o140000 and status.ino in sockets:
                 return "socket", sockets[status.ino]

@@ -134,22 +134,3 @@ def test_a_frozen_instance_is_stopped_by_its_script(web1: driving.Chroot) -> Non
     assert "the stop goes on" not in web1.cli("stop").stderr
     assert web1.calls() == ["start", "stop"]
     assert web1.is_gone()
-
-
-def test_who_has_the_loop_device_itself_open_is_named(
-    make_chroot: Callable[..., driving.Chroot],
-    image: Callable[..., Path],
-    outside: Callable[..., subprocess.Popen[str]],
-) -> None:
-    """A backup that reads the device keeps it from being released."""
-    web1 = make_chroot(disk=image())
-    web1.start()
-    (device,) = kernelview.loops_over(web1.disk)
-    with open(device, "rb") as file:
-        reader = outside("sleep", "3600", stdin=file)
-    held = web1.cli("stop", expect=4)
-    assert f"pid {reader.pid} (sleep, root): fd {device}" in held.stderr
-    reader.kill()
-    reader.wait()
-    web1.cli("cleanup")
-    assert web1.is_gone()
