@@ -133,7 +133,8 @@ def prove_released(job: Job, entries: Sequence[mounts.MountEntry]) -> None:
     left = inventory.unreleased(recorded, settle=disks.SETTLE)
     if not left:
         return
-    devices = inventory.exclusive_devices(entries, job.intent)
+    # Not those of its in-memory file systems: their numbers were given back with the mounts, and are soon others'.
+    devices = inventory.disk_devices(recorded)
     found = processes.holders(processes.Held((), job.root, devices))
     elsewhere = [
         Process(0, f"a mount on {os.fsdecode(entry.mount_point)}", "root", "namespace", "outside the instance")
