@@ -297,11 +297,18 @@ def find_holders(
 
 def exclusive_devices(entries: Sequence[mounts.MountEntry], intent: dict[str, Any] | None) -> set[int]:
     """The devices that are the instance's alone: its disk's, its in-memory file systems'; never the host's."""
-    recorded = intent["disks"] if intent else disks_of(entries)
-    found = {device for disk in recorded if disk["kind"] != "directory" for device in disk["devices"]}
     ours = {entry.id for entry in entries}
     outside = {entry.dev for entry in mounts.table() if entry.id not in ours}
-    return found | ({entry.dev for entry in entries} - outside)
+    return disk_devices(intent["disks"] if intent else disks_of(entries)) | ({e.dev for e in entries} - outside)
+
+
+def disk_devices(recorded: Iterable[dict[str, Any]]) -> set[int]:
+    """The devices of those disks that are not free yet: the number of one that was released is soon another's."""
+    found: set[int] = set()
+    for disk in recorded:
+        if disk["kind"] != "directory" and disk["devices"] and unreleased([disk], settle=0):
+            found.update(disk["devices"])
+    return found
 
 
 def not_found(name: str, config_dir: str, known: Iterable[str]) -> NotFoundError:

@@ -10,7 +10,7 @@ from chrootfw.jobs import Job
 from chrootfw.model import Command, Entry
 from chrootfw.planning import transitions
 from chrootfw.starting import Answers
-from chrootfw.system import processes
+from chrootfw.system import cgroups, processes
 from chrootfw.views import InstanceState, Process
 
 
@@ -45,6 +45,8 @@ def end_processes(job: Job, *, force: bool, timeout: float | None, run_script: b
     """The first half of a stop: the init script's ``stop``, then the kill strategy."""
     job.interrupts.check()
     job.note(phase="stopping")
+    for path in job.survey().cgroups.get(job.name, ()):
+        cgroups.thaw(path)  # the script is born in the cgroup: in a frozen one it would never begin
     if _wants_script(job, force=force, run_script=run_script):
         _init_stop(job)
     job.interrupts.check()

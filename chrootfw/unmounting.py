@@ -11,12 +11,12 @@ from chrootfw import inventory
 from chrootfw.errors import HeldError, StepError
 from chrootfw.jobs import Job
 from chrootfw.model import Mount
-from chrootfw.system import deadlines, disks, mounts, processes
+from chrootfw.system import deadlines, disks, mounts, processes, spawn
 from chrootfw.views import Process
 
 #: Seconds for which a busy mount is tried again before its holders are looked for: what a process held is
-#: given back a moment after its end.
-_BUSY_SETTLE = 0.25
+#: given back a moment after its end, and a child that another thread makes has a copy of all descriptors until its execve.
+_BUSY_SETTLE = spawn.ATTEMPTS[0] + 0.25
 
 
 def values(job: Job, entries: Sequence[mounts.MountEntry]) -> list[Mount]:
@@ -155,8 +155,8 @@ def prove_released(job: Job, entries: Sequence[mounts.MountEntry]) -> None:
     left = inventory.unreleased(recorded, settle=disks.SETTLE)
     if not left:
         return
-    # The disks' alone: the number of an in-memory file system that is gone may be a stranger's by now.
-    devices = {device for disk in recorded if disk["kind"] != "directory" for device in disk["devices"]}
+    # Not those of its in-memory file systems: their numbers were given back with the mounts, and are soon others'.
+    devices = inventory.disk_devices(recorded)
     found = processes.holders(processes.Held((), job.root, devices))
     elsewhere = [
         Process(0, f"a mount on {os.fsdecode(entry.mount_point)}", "root", "namespace", "outside the instance")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -154,3 +155,74 @@ def test_one_endless_line_of_output_is_shown_in_part(make_chroot: Callable[..., 
     failed = chroot.cli("start", expect=1)
     assert "last words" in failed.stderr
     assert len(failed.stderr.encode()) < 64 * 1024
+
+
+def test_a_frozen_instance_is_stopped_by_its_script(web1: driving.Chroot) -> None:
+    """The script is born in the frozen cgroup; it could not begin."""
+    web1.start()
+    (pid,) = web1.pids()
+    hierarchy = kernelview.cgroup_hierarchy()
+    if hierarchy is None:
+        return  # nothing can be frozen
+    (path,) = [x[3:] for x in Path(f"/proc/{pid}/cgroup").read_text().splitlines() if x.startswith("0::")]
+    Path(f"{hierarchy}{path}/cgroup.freeze").write_text("1")
+    assert "the stop goes on" not in web1.cli("stop").stderr
+    assert web1.calls() == ["start", "stop"]
+    assert web1.is_gone()
+
+
+def test_whoever_has_a_file_open_on_a_device_that_was_ours_once_is_a_stranger(
+    make_chroot: Callable[..., driving.Chroot],
+    image: Callable[..., Path],
+    mounted: Callable[..., Path],
+    outside: Callable[..., subprocess.Popen[str]],
+    tmp_path: Path,
+) -> None:
+    """Held and let go: then the loop device is another image's, and who uses that is not to be killed."""
+    web1, strangers = make_chroot(disk=image()), image(name="strangers")
+    web1.start()
+    (device,) = kernelview.loops_over(web1.disk)
+    with open(device, "rb") as file:
+        holder = outside("sleep", "3600", stdin=file)
+    web1.cli("stop", expect=4)
+    holder.kill()
+    holder.wait()
+    attach_it = ["losetup", device, str(strangers)]
+    kernelview.wait_until(lambda: subprocess.run(attach_it, stderr=subprocess.DEVNULL).returncode == 0, "it is free")
+    place = mounted(tmp_path / "strangers", device)
+    subprocess.run(["losetup", "--detach", device], check=True)  # happens when it is unmounted
+    with (place / "etc/passwd").open() as file:
+        stranger = outside("sleep", "3600", stdin=file)
+    web1.cli("stop", "--kill-holders", "--timeout", "0.2")
+    assert stranger.poll() is None
+    assert web1.state == "absent"
+    stranger.kill()
+    stranger.wait()
+
+
+def test_whoever_has_the_device_number_that_an_in_memory_file_system_had_is_not_named(
+    make_chroot: Callable[..., driving.Chroot],
+    cli: driving.Cli,
+    image: Callable[..., Path],
+    mounted: Callable[..., Path],
+    outside: Callable[..., subprocess.Popen[str]],
+    tmp_path: Path,
+) -> None:
+    """The root is unmounted, and the proof waits for the disk. The numbers that /dev and /run had are others' by then."""
+    web1 = make_chroot(disk=image())
+    web1.start()
+    (device,) = kernelview.loops_over(web1.disk)
+    with open(device, "rb"):
+        stop = cli.begin("stop", "web1")
+        kernelview.wait_until(lambda: not kernelview.mounts_below(web1.root), "the root is unmounted")
+        # The kernel gives the lowest number that is free.
+        places = [mounted(tmp_path / f"strangers{number}", "-t", "tmpfs", "strangers") for number in range(10)]
+        with contextlib.ExitStack() as files:
+            opened = [files.enter_context((place / "file").open("w")) for place in places]
+            strangers = [outside("sleep", "3600", stdin=file) for file in opened]
+        held = cli.end(stop, expect=4)
+    assert "busy, holder unknown" in held.stderr, held
+    for stranger in strangers:
+        stranger.kill()
+        stranger.wait()
+    web1.cli("cleanup")
