@@ -16,8 +16,20 @@ ERRORS = ("EIO", "EBUSY", "ENOMEM", "EINTR", "ENOSPC")
 #: Of a sample, beside the first and the last call of every name, with one error each.
 MORE = 30
 
-#: No kernel fails these with such an error: libc would take it for an address (brk), or ends the process (futex).
-NEVER_FAIL = ("brk", "exit_group", "futex", "rt_sigreturn")
+#: No kernel fails these with such an error: libc would take it for a number or an address, or ends the process (futex).
+NEVER_FAIL = (
+    "brk",
+    "exit_group",
+    "futex",
+    "rt_sigreturn",
+    "getpid",
+    "gettid",
+    "getppid",
+    "getuid",
+    "geteuid",
+    "getgid",
+    "getegid",
+)
 
 
 class Task(NamedTuple):
