@@ -13,7 +13,7 @@ import time
 from chrootfw import intents, inventory
 from chrootfw.errors import StepError, TransitionError
 from chrootfw.planning.paths import check_absolute, check_name
-from chrootfw.system import cgroups, deadlines, spawn, users
+from chrootfw.system import cgroups, deadlines, processes, spawn, users
 from chrootfw.system.isolation import Isolation
 from chrootfw.system.namespaces import Joined
 from chrootfw.views import InstanceState
@@ -21,6 +21,7 @@ from chrootfw.views import InstanceState
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from typing import Any
 
 #: How often a pipe is read after the end of the command: as much as a pipe can hold (pipe(7)).
 _DRAIN_MAX = 16
@@ -57,7 +58,7 @@ class Inside:
         if pid := survey.elsewhere(name, intent):
             raise elsewhere(name, pid)
         _check_state(name, survey.state(name, intent), has_root=bool(survey.mounts(name)))
-        entry = (intent or {}).get("entry") or {"method": "chroot", "user": None, "cwd": "/", "env": {}}
+        entry = (intent or {}).get("entry") or _entry_of_the_lost(survey, name)
         self.name = name
         self.isolation = Isolation(entry, name)
         self.root = intents.root(survey.run_dir, name)
@@ -114,6 +115,17 @@ class Inside:
     def __exit__(self, *_exc: object) -> None:
         os.close(self.root_fd)
         self.joined.__exit__()
+
+
+def _entry_of_the_lost(survey: inventory.Survey, name: str) -> Mapping[str, Any]:
+    """A plain chroot, unless the instance's processes are more isolated than that. Raises ``TransitionError``."""
+    here = processes.namespace("self")
+    if any(processes.namespace(pid) not in (0, here) for pid in survey.own(name)):
+        raise TransitionError(
+            f"cannot enter {name}: the record of its start is lost, and its processes are isolated in a way that only that knows",
+            hint=f"chrootfw stop {name}, then start it again",
+        )
+    return {"method": "chroot", "user": None, "cwd": "/", "env": {}}
 
 
 def elsewhere(name: str, pid: int) -> TransitionError:

@@ -77,7 +77,17 @@ _SHAPE: dict[str, Any] = {
         }
     ],
 }
-_ENTRY = {"method": (str,), "user": (str, _NONE), "cwd": (str,), "env": (dict,)}
+_ENTRY = {
+    "method": (str,),
+    "user": (str, _NONE),
+    "cwd": (str,),
+    "env": (dict,),
+    "namespaces": [(str,)],
+    "mount_attributes": [(str,)],
+    "read_only": [(str,)],
+    "no_new_privs": (bool,),
+    "seccomp": (str,),
+}
 
 
 def _fits(value: Any, shape: Any) -> bool:
@@ -93,8 +103,11 @@ def _is_record(found: dict[str, Any]) -> bool:
     if not _fits(found, _SHAPE) or found["phase"] not in ("starting", "started", "stopping"):
         return False
     entry = found.get("entry")
-    if entry is not None and not (_fits(entry, _ENTRY) and _fits([*entry["env"].values()], [(str,)])):
-        return False
+    if entry is not None:
+        if not (_fits(entry, _ENTRY) and _fits([*entry["env"].values()], [(str,)])):
+            return False
+        if entry.get("capabilities") is not None and not _fits(entry["capabilities"], [(str,)]):
+            return False
     return all(len(disk["file"]) == 2 and isinstance(disk.get("loop"), (str, _NONE)) for disk in found["disks"])
 
 

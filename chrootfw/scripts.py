@@ -73,8 +73,8 @@ def run(
     SIGPIPE nor blocked, and fills nothing: the descriptor that it inherits is open for reading too, and not blocking
     from then on (a full pipe says EAGAIN).
 
-    ``own``: the instance's processes, whose namespaces it joins. Raises ``ScriptError`` when it cannot be run, ``Interrupted`` when an end is asked for; a script that runs is
-    killed then.
+    ``own``: the instance's processes, whose namespaces it joins. Raises ``ScriptError`` when it cannot be run, ``Interrupted`` when an
+    end is asked for; a script that runs is killed then.
     """
     read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
     both_fd = os.open(f"/proc/self/fd/{write_fd}", os.O_RDWR | os.O_CLOEXEC)

@@ -279,3 +279,16 @@ def test_without_the_plugin_nothing_is_started_in_its_place(make_chroot: MakeChr
     web1.cli("exec", "--no-plugins", "--", "/bin/busybox", "chroot", "/", "/bin/true", expect=1)
     web1.cli("stop", "--no-plugins")
     assert web1.is_gone()
+
+
+def test_a_lost_record_does_not_open_it(make_chroot: MakeChroot, cli: Cli) -> None:
+    web1 = make_chroot(hardened=True)
+    web1.start()
+    record = cli.run_dir / "web1/intent.json"
+    for text in ("", record.read_text().replace('"pivot_root"', "7")):
+        record.write_text(text)
+        refused = web1.cli("exec", "--", "/bin/true", expect=125)
+        assert "record" in refused.brief
+    web1.cli("stop")
+    assert web1.is_gone()
+    assert web1.calls() == ["start", "stop"]
