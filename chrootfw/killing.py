@@ -126,6 +126,23 @@ def kill_at_once(job: Job) -> None:
         raise survivors(job.name, living)
 
 
+def hunt(job: Job) -> bool:
+    """KILL own processes that no single look at /proc shows, because none of them lives for long; whether there were any.
+
+    For a root that is busy though nobody was found, where no cgroup tells. Raises ``SurvivorError``.
+    """
+    living = Living(job, None)
+    if living.cgroups:
+        return False
+    with _before_others():
+        _stop_forks(living, time.monotonic() + _STOP_MAX, quiet=_QUIET_AFTER_BIRTHS)
+    living.look()
+    if not living.has_own:
+        return False
+    kill_at_once(job)
+    return True
+
+
 def survivors(name: str, living: Living) -> SurvivorError:
     """The error that names who survived: pid, command, state and wchan."""
     details: list[str] = []
@@ -209,7 +226,7 @@ def _before_others() -> Iterator[None]:
         os.setpriority(os.PRIO_PROCESS, thread, before)
 
 
-def _stop_forks(living: Living, deadline: float) -> None:
+def _stop_forks(living: Living, deadline: float, quiet: float = _QUIET) -> None:
     """Without a cgroup to kill, a fork bomb outruns any list: STOP everything to a fixpoint first, then KILL it all.
 
     A process that forks and ends within a fraction of a millisecond is gone before its turn on any list comes. So the
@@ -217,7 +234,7 @@ def _stop_forks(living: Living, deadline: float) -> None:
     """
     seen: set[int] = set()
     known = set(living.own)
-    quiet, quiet_since = _QUIET, 0.0
+    quiet_since = 0.0
     while (began := time.monotonic()) < deadline:
         there = []
         for pid in processes.newest_first():

@@ -359,7 +359,7 @@ def finish(job: Job) -> None:
     if entries and job.intent and any(record["stage"] == "pre-start" for record in job.intent["steps"]):
         check_root_answers(job)  # they are undone in there
     failures = debts.pay(job, ("pre-start",))
-    job.stages.around(job.instance, "unmount", lambda: unmounting.take_down(job), lenient=True)
+    job.stages.around(job.instance, "unmount", lambda: _take_down(job), lenient=True)
     try:
         unmounting.prove_released(job, entries)
     except HeldError as error:
@@ -372,6 +372,16 @@ def finish(job: Job) -> None:
     with job.step("unmount", f"remove {intents.directory(job.run_dir, job.name)}"):
         intents.remove(job.run_dir, job.name)
     job.intent = None
+
+
+def _take_down(job: Job) -> None:
+    """Unmount to nothing; once more if processes that nobody had seen kept it busy."""
+    try:
+        unmounting.take_down(job)
+    except HeldError:
+        if not killing.hunt(job):
+            raise
+        unmounting.take_down(job)
 
 
 def pay_old_debts(job: Job) -> None:

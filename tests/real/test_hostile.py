@@ -226,3 +226,22 @@ def test_whoever_has_the_device_number_that_an_in_memory_file_system_had_is_not_
         stranger.kill()
         stranger.wait()
     web1.cli("cleanup")
+
+
+def test_processes_that_live_for_a_moment_only_are_found_without_a_cgroup(
+    make_chroot: Callable[..., driving.Chroot], make_root: Callable[..., Path]
+) -> None:
+    """Each starts the next one and ends; a look at /proc may show none of them."""
+    hops = "for n in 1 2 3 4; do /srv/hop 20000 & done"  # they end by themselves, in less than a minute
+    root = make_root(init=roots.script(start=hops, stop="true"))
+    roots.write_init(
+        root, "#!/bin/sh\n[ $1 -gt 0 ] && [ -e /srv/go ] || exit\n/srv/hop $(($1 - 1)) &\n", name="srv/hop"
+    )
+    (root / "srv/go").touch()
+    chroot = make_chroot(disk=root)
+    try:
+        chroot.start()
+        chroot.cli("stop", "--timeout", "0.2")
+        assert chroot.is_gone()
+    finally:
+        (root / "srv/go").unlink()
