@@ -122,7 +122,7 @@ class Runtime:
             starting.start(
                 job,
                 answers,
-                self._fresh_intent(job, text if definition is None else definition),
+                self._fresh_intent(job, answers, text if definition is None else definition),
                 lambda disk: self._lock_disk(locks, disk, "start"),
             )
         return inventory.show(job.survey(), job.name)
@@ -176,7 +176,10 @@ class Runtime:
                 raise AssertionError("the line above raises")
             answers = self._asked(job)
             if job.intent is None:
-                job.intent = {**self._fresh_intent(job, None), "disks": mounting.describe_disks(job, answers.points)}
+                job.intent = {
+                    **self._fresh_intent(job, answers, None),
+                    "disks": mounting.describe_disks(job, answers.points),
+                }
             stopping.reboot(job, answers)
         return self._shown(instance)
 
@@ -407,7 +410,9 @@ class Runtime:
     def _intent(self, name: str) -> dict[str, Any] | None:
         return intents.load(os.path.realpath(self.run_dir), name)
 
-    def _fresh_intent(self, job: Job, text: str | None) -> dict[str, Any]:
+    def _fresh_intent(self, job: Job, answers: starting.Answers, text: str | None) -> dict[str, Any]:
+        # What comes with chrootfw and is off for this instance took no part.
+        answered = {answers.entry_plugin, answers.script_plugin, *(plugin for plugin, _ in answers.points)}
         return {
             "version": intents.VERSION,
             "boot_id": store.boot_id(),
@@ -417,6 +422,7 @@ class Runtime:
             "plugins": [
                 {"name": r.name, "distribution": r.distribution, "version": r.version}
                 for r in job.stages.registry.records.values()
+                if r.band != "first-party" or r.name in answered
             ],
             "phase": "starting",
             "init_ran": False,
