@@ -45,5 +45,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     for row, text in figures:
         terminalreporter.write_line(f"{row:2}  {text}")
     if target := config.getoption("--figures"):
-        lines = ["| # | Figure |", "|---|---|", *(f"| {row} | {text} |" for row, text in figures)]
-        Path(target).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        _write(Path(target), figures)
+
+
+def _write(file: Path, figures: list[tuple[int, str]]) -> None:
+    """A Markdown table; rows that were not measured now stay as they are."""
+    rows: list[tuple[int, str]] = []
+    if file.exists():
+        for line in file.read_text(encoding="utf-8").splitlines()[2:]:
+            row, _, text = line.removeprefix("| ").removesuffix(" |").partition(" | ")
+            rows.append((int(row), text))
+    measured = {row for row, _ in figures}
+    rows = sorted([*(each for each in rows if each[0] not in measured), *figures], key=lambda each: each[0])
+    lines = ["| # | Figure |", "|---|---|", *(f"| {row} | {text} |" for row, text in rows)]
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
