@@ -1,1 +1,1 @@
-"""First-party plugin ``hardened``: takes from the processes of an instance what lets root leave a chroot."""
+"""Takes from the processes of an instance what lets root leave a chroot."""

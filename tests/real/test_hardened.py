@@ -273,7 +273,7 @@ def test_more_capabilities_can_be_kept(make_chroot: MakeChroot) -> None:
 
 def test_without_the_plugin_nothing_is_started_in_its_place(make_chroot: MakeChroot) -> None:
     web1 = make_chroot(hardened=True)
-    refused = web1.cli("start", "--without", "hardened", expect=1)
+    refused = web1.cli("start", "--without", "chrootfw_hardened", expect=1)
     assert "hardened" in refused.brief
     web1.cli("start")
     web1.cli("exec", "--no-plugins", "--", "/bin/busybox", "chroot", "/", "/bin/true", expect=1)
