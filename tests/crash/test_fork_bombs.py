@@ -46,7 +46,7 @@ def light(
         chroot.define(binds=fork_bombs.put_into(chroot.disk, kind))
         lit.append(chroot)
         chroot.cli("start", prefix=[*fork_bombs.REAPER, *prefix])
-        kernelview.wait_until(fork_bombs.is_lit, "the bomb has spread", seconds=20)
+        kernelview.wait_until(fork_bombs.is_lit, "the bomb has spread", seconds=40)
         return chroot
 
     yield start

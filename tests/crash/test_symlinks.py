@@ -40,7 +40,10 @@ def disk(tmp_path: Path, mounted: Callable[..., Path]) -> Path:
 
 
 def _detached() -> list[trees.Detached]:
-    return [trees.detach(MountPoint(f"/{path}", "tmpfs", "tmpfs"), "tmpfs", ()) for path in symlink_swapper.LEAVES]
+    return [
+        trees.detach(MountPoint(f"/{path}", "tmpfs", "tmpfs"), "tmpfs", (), seconds=60)
+        for path in symlink_swapper.LEAVES
+    ]
 
 
 def _only_inside(root: Path, before: dict[int, kernelview.Mounted]) -> int:
