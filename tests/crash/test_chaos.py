@@ -45,7 +45,7 @@ ENDING = ("stop", "stop --force", "cleanup")
 KILLED = 0.75
 
 #: Seconds of a sample; operations and kills of a whole campaign.
-SAMPLE_SECONDS = 35
+SAMPLE_SECONDS = 20
 WHOLE_OPERATIONS, WHOLE_KILLS = 1500, 600
 
 
@@ -346,7 +346,7 @@ def test_six_managers_at_once(
         roots.check_image(instance.image, "ext4")
     counts = chaos.counts
     assert counts["kills"] > counts["operations"] / 4
-    assert counts["judged"] > counts["answers"] / 10
+    assert counts["judged"] >= 10, counts
     figure(
         3,
         f"{MANAGERS} managers on {len(instances)} instances: {counts['operations']} operations, {counts['kills']} of them "

@@ -14,7 +14,7 @@ in_memory, worlds = syscall_walk.in_memory, syscall_walk.worlds  # fixtures
 ERRORS = ("EIO", "EBUSY", "ENOMEM", "EINTR", "ENOSPC")
 
 #: Of a sample, beside the first and the last call of every name, with one error each.
-MORE = 30
+MORE = 20
 
 #: No kernel fails these with such an error: libc would take it for a number or an address, or ends the process (futex).
 NEVER_FAIL = (

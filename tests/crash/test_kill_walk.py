@@ -18,7 +18,7 @@ from syscall_walk import Point, World, check_words, in_parallel, points, sample
 in_memory, worlds = syscall_walk.in_memory, syscall_walk.worlds  # fixtures
 
 #: Of a sample, beside the first and the last call of every name.
-MORE = 30
+MORE = 20
 
 #: The sample of reboot, which is a stop and a start.
 OF_REBOOT = 20
