@@ -59,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
-        return _fail(ChrootfwError(f"{error.strerror or error}{where}"), as_json=as_json, inside=inside)
+        notes = getattr(error, "__notes__", ())  # what an undo could not do, for one
+        return _fail(ChrootfwError(f"{error.strerror or error}{where}", notes), as_json=as_json, inside=inside)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:

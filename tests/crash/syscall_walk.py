@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -128,7 +129,16 @@ class World:
         return {path for path in found if not path.startswith(f"{self.run_dir}/.locks")}
 
     def is_running(self) -> bool:
-        """Whether it is whole: the root, what is mounted in it, its daemons."""
+        """Whether it is whole: the root, what is mounted in it, its daemons. In an execve a daemon has no environment for a
+        moment: that is waited for."""
+        deadline = time.monotonic() + 10
+        while not self._is_whole():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.005)  # as kernelview.wait_until
+        return True
+
+    def _is_whole(self) -> bool:
         targets = [os.fsdecode(mount.target) for mount in kernelview.mounts_below(self.root)]
         whole = targets.count(str(self.root)) == 1 and {f"{self.root}/proc", f"{self.root}/dev"} <= set(targets)
         return whole and len(self.processes()) == DAEMONS
