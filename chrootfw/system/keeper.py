@@ -100,7 +100,6 @@ def _keep(
     except spawn.Failed as failed:
         failed.tell(tell)
         return
-    spawn.outlive()
     calls.write(tell, b"+", 1)
     calls.read(held, ctypes.create_string_buffer(1), 1)  # until the manager closes its end, or dies
     patience = _WNOHANG

@@ -31,7 +31,6 @@ _CLONE3, CLOSE_RANGE = 435, 436
 _CLONE_PIDFD, _CLONE_INTO_CGROUP = 0x1000, 0x200000000
 _CLOSE_RANGE_CLOEXEC = 4
 _F_DUPFD, _SIG_SETMASK, _TIOCSCTTY = 0, 2, 0x540E
-_PR_SET_PDEATHSIG, _SIGKILL = 1, int(signal.SIGKILL)
 _SIGNALS = tuple(int(number) for number in signal.valid_signals())
 #: setgroups, setresgid, setresuid. Not by libc: that waits for the other threads, which a clone does not have.
 _GENERIC = (159, 149, 147)
@@ -212,10 +211,8 @@ def clone(
     """A child that runs ``body``, with all signals blocked, and ends with status 127.
 
     ``body`` must call nothing that gives back the interpreter's lock: only ``CALLS`` and what is bound above. It is born in the cgroup that
-    ``cgroup_fd`` refers to; where the kernel refuses clone3, the cgroup's ``cgroup.procs`` is added to ``join_fds``. It is killed when the
-    manager is, until it asks to be spared (``outlive``): whatever it waits for then, nobody would end it.
+    ``cgroup_fd`` refers to; where the kernel refuses clone3, the cgroup's ``cgroup.procs`` is added to ``join_fds``.
     """
-    manager = os.getpid()
     reap()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
@@ -232,9 +229,7 @@ def clone(
             # No garbage collection: finalizers here would be the parent's.
             try:
                 gc.disable()
-                CALLS.prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
-                if CALLS.getppid() in (manager, 0):  # 0: the manager is in another pid namespace
-                    body()
+                body()
             finally:
                 CALLS.exit(127)
     finally:
@@ -406,13 +401,7 @@ def _confine(plan: _Plan) -> None:
     carry_out(plan.after)
 
 
-def outlive() -> None:
-    """In a child: live on when the manager is killed."""
-    CALLS.prctl(_PR_SET_PDEATHSIG, 0, 0, 0, 0)
-
-
 def _execute(plan: _Plan) -> None:
-    outlive()
     failure: int = errno.ENOENT
     for path in plan.candidates:
         CALLS.execve(path, plan.argv, plan.env)

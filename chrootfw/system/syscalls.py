@@ -43,7 +43,7 @@ class Calls:
         self.unshare, self.setns, self.sethostname, self.prctl = libc.unshare, libc.setns, libc.sethostname, libc.prctl
         self.fork, self.execve, self.exit, self.wait4 = libc.fork, libc.execve, libc["_exit"], libc.wait4
         self.signal, self.sigprocmask, self.kill, self.setsid = libc.signal, libc.sigprocmask, libc.kill, libc.setsid
-        self.usleep, self.getppid = libc.usleep, libc.getppid
+        self.usleep = libc.usleep
 
 
 CALLS = Calls(_libc)

@@ -245,22 +245,3 @@ def test_processes_that_live_for_a_moment_only_are_found_without_a_cgroup(
         assert chroot.is_gone()
     finally:
         (root / "srv/go").unlink()
-
-
-def test_a_child_that_has_not_come_to_its_program_ends_with_the_manager(
-    cli: driving.Cli, outside: Callable[..., subprocess.Popen[str]]
-) -> None:
-    """Killed while its child waits for a disk, say: nobody else would end that."""
-    code = (
-        "from chrootfw.system import spawn\n"
-        "child = spawn.clone(lambda: spawn.CALLS.usleep(600_000_000))\n"
-        "print(child.pid, flush=True)\n"
-        "child.wait(None)\n"
-    )
-    manager = outside(sys.executable, "-c", code, stdout=subprocess.PIPE, env=cli.environment())
-    assert manager.stdout is not None
-    pid = int(manager.stdout.readline())
-    assert kernelview.is_running(pid)
-    manager.kill()
-    manager.wait()
-    kernelview.wait_until(lambda: not kernelview.is_running(pid), "the child ends")
