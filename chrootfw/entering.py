@@ -6,9 +6,7 @@ A lean room: how to get inside was recorded at the start, so no plugin is loaded
 from __future__ import annotations
 
 import os
-import select
 import signal
-import time
 
 from chrootfw import intents, inventory
 from chrootfw.errors import StepError, TransitionError
@@ -22,9 +20,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
-
-#: How often a pipe is read after the end of the command: as much as a pipe can hold (pipe(7)).
-_DRAIN_MAX = 16
 
 #: Seconds for a root to answer before a command is run in it.
 _ROOT_ANSWERS = 10.0
@@ -223,64 +218,3 @@ def shell(run_dir: str, config_dir: str, name: str) -> int:
             ids=inside.ids,
             isolation=inside.isolation,
         )
-
-
-def communicate(
-    child: spawn.Child, feed: tuple[int, bytes] | None, collect: Mapping[int, bytearray], seconds: float | None
-) -> bool:
-    """Write to and read from a child's pipes until it has ended; ``False`` when ``seconds`` are over first.
-
-    ``feed``: a pipe and what to write to it; ``collect``: pipes, and where their bytes go. Daemons that keep a pipe open are not waited
-    for. Closes nothing but the fed pipe.
-    """
-    deadline = None if seconds is None else time.monotonic() + seconds
-    poller = select.poll()
-    poller.register(child.pidfd, select.POLLIN)
-    for fd in collect:
-        os.set_blocking(fd, False)
-        poller.register(fd, select.POLLIN)
-    pending = memoryview(b"")
-    if feed is not None:
-        os.set_blocking(feed[0], False)
-        pending = memoryview(feed[1])
-        poller.register(feed[0], select.POLLOUT)
-    while True:
-        left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
-        ready = dict(poller.poll(left))
-        if feed is not None and feed[0] in ready:
-            try:
-                pending = pending[os.write(feed[0], pending[: 1 << 16]) :] if pending else pending
-            except BlockingIOError:
-                pass
-            except BrokenPipeError:
-                pending = memoryview(b"")
-            if not pending:
-                poller.unregister(feed[0])
-                os.close(feed[0])
-                feed = None
-        for fd in [fd for fd in collect if fd in ready]:
-            if _take(fd, collect[fd]) == b"":
-                poller.unregister(fd)
-        if child.pidfd in ready:
-            for fd in collect:
-                for _ in range(_DRAIN_MAX):  # a daemon may go on writing
-                    if not _take(fd, collect[fd]):
-                        break
-            if feed is not None:
-                os.close(feed[0])
-            child.reap()
-            return True
-        if deadline is not None and time.monotonic() >= deadline:
-            if feed is not None:
-                os.close(feed[0])
-            return False
-
-
-def _take(fd: int, into: bytearray) -> bytes | None:
-    """Read once: the bytes, ``b""`` at the end, ``None`` when there is nothing now."""
-    try:
-        data = os.read(fd, 1 << 16)
-    except BlockingIOError:
-        return None
-    into += data
-    return data

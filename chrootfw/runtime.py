@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import builtins
 import os
-import signal
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -25,6 +24,7 @@ from chrootfw.errors import (
 from chrootfw.interrupts import Interrupts
 from chrootfw.jobs import Job, log
 from chrootfw.model import Command, Event, Instance, Parameter, Plan, PlannedStep, Step
+from chrootfw.pipes import Pipes, communicate
 from chrootfw.planning import paths, transitions
 from chrootfw.plugins import PluginRecord, Registry
 from chrootfw.stages import Stages
@@ -310,19 +310,16 @@ class Runtime:
         as_text = bool(text or encoding or errors)
         how = (encoding or "utf-8", errors or "strict")
         data = input.encode(*how) if isinstance(input, str) else input or b""
-        with _Pipes(stdin, stdout, stderr) as pipes:
+        with Pipes(stdin, stdout, stderr) as pipes:
             with entering.Inside(
                 self.run_dir, self.config_dir, _name(instance), user=user, env=env or {}, cwd=cwd
             ) as inside:
                 child = inside.spawn([os.fspath(word) for word in args], *pipes.childs)
             try:
                 pipes.close_childs()
-                ended = entering.communicate(child, pipes.take_feed(data), pipes.collected, timeout)
+                ended = communicate(child, pipes.take_feed(data), pipes.collected, timeout)
             finally:
-                if child.status is None:
-                    child.kill(signal.SIGKILL)
-                    child.wait(5)
-                child.close()
+                child.end()
             out, err = (bytes(found) if found is not None else None for found in pipes.outputs())
             shown = [
                 part.decode(*how).replace("\r\n", "\n") if as_text and part is not None else part for part in (out, err)
@@ -610,78 +607,6 @@ class Chroot:
     def info(self) -> InstanceInfo:
         """``Runtime.info`` of this instance."""
         return self.runtime.info(self.name)
-
-
-class _Pipes:
-    """The three ends that a child gets, from ``subprocess.run``'s arguments, and our ends of pipes."""
-
-    def __init__(self, stdin: Any, stdout: Any, stderr: Any) -> None:
-        self._made: set[int] = set()
-        self._ours: set[int] = set()
-        self.feed: int | None = None
-        self.collected: dict[int, bytearray] = {}
-        self._outputs: list[bytearray | None] = []
-        try:
-            self.childs = [self._input(stdin)]
-            self.childs.append(self._output(stdout, 1))
-            self.childs.append(self.childs[1] if stderr == subprocess.STDOUT else self._output(stderr, 2))
-            if stderr == subprocess.STDOUT:
-                self._outputs.append(None)
-        except BaseException:
-            self.__exit__()
-            raise
-
-    def _input(self, stdin: Any) -> int:
-        if stdin == subprocess.PIPE:
-            theirs, self.feed = os.pipe2(os.O_CLOEXEC)
-            self._made.add(theirs)
-            self._ours.add(self.feed)
-            return theirs
-        return self._given(stdin, 0, os.O_RDONLY)
-
-    def _output(self, wanted: Any, default: int) -> int:
-        if wanted == subprocess.PIPE:
-            ours, theirs = os.pipe2(os.O_CLOEXEC)
-            self._made.add(theirs)
-            self._ours.add(ours)
-            self.collected[ours] = bytearray()
-            self._outputs.append(self.collected[ours])
-            return theirs
-        self._outputs.append(None)
-        return self._given(wanted, default, os.O_WRONLY)
-
-    def _given(self, wanted: Any, default: int, flags: int) -> int:
-        if wanted is None:
-            return default
-        if wanted == subprocess.DEVNULL:
-            fd = os.open(os.devnull, flags | os.O_CLOEXEC)
-            self._made.add(fd)
-            return fd
-        return wanted if isinstance(wanted, int) else int(wanted.fileno())
-
-    def take_feed(self, data: bytes) -> tuple[int, bytes] | None:
-        """The pipe to the child and what to write to it; whoever takes it closes it."""
-        if self.feed is None:
-            return None
-        self._ours.discard(self.feed)
-        return self.feed, data
-
-    def close_childs(self) -> None:
-        for fd in self._made:
-            os.close(fd)
-        self._made.clear()
-
-    def outputs(self) -> tuple[bytearray | None, bytearray | None]:
-        return self._outputs[0], self._outputs[1]
-
-    def __enter__(self) -> _Pipes:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self.close_childs()
-        for fd in self._ours:
-            os.close(fd)
-        self._ours.clear()
 
 
 def _name(instance: Instance | str) -> str:

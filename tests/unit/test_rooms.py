@@ -40,7 +40,7 @@ FLOORS = (
     ),
     ("hookspecs", "plugins", "stages", "interrupts"),
     ("intents", "inventory", "entering", "config"),
-    ("jobs", "scripts", "killing", "unmounting", "debts", "mounting", "starting", "stopping"),
+    ("jobs", "pipes", "scripts", "killing", "unmounting", "debts", "mounting", "starting", "stopping"),
     ("node", "verify", "runtime"),
     ("display", "demo_files", "demo", "cli", "__main__"),
 )
