@@ -206,7 +206,7 @@ def defined_names(config_dir: str) -> list[str]:
     """The names that have a definition file."""
     try:
         files = os.listdir(config_dir)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError, PermissionError):  # the last for who is not root; verify tells
         return []
     return sorted(file[:-5] for file in files if file.endswith(".toml") and _is_name(file[:-5]))
 

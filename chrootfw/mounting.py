@@ -165,7 +165,7 @@ def _mount_aux(job: Job, plugin: str, point: MountPoint) -> None:
         if point.target == "/":
             trees.attach(detached.fd, place)
         else:
-            layer = trees.attached_root(point, place, read_only=False)
+            layer = trees.attached_root(point, place)
             try:
                 trees.attach_parts(layer, [detached], [])
             finally:
@@ -181,7 +181,7 @@ def mount_parts(job: Job, points: Points) -> None:
     parts = [(plugin, point) for plugin, point in points if point.at == "root" and point.target != "/"]
     top = next(point for _, point in points if point.at == "root" and point.target == "/")
     opened: list[trees.Detached] = []
-    root = trees.attached_root(top, job.root, read_only=False)
+    root = trees.attached_root(top, job.root)
     try:
         for plugin, point in parts:
             opened.append(_detach(job, plugin, point))
@@ -241,14 +241,21 @@ def remove_made(job: Job) -> None:
         directory, _, name = path.rpartition("/")
         try:
             parent_fd = inside.open_fd(directory or "/", os.O_PATH | os.O_DIRECTORY)
-        except OSError:
+        except OSError as error:
+            _say_stays(job, path, error)
             continue
         try:
             if stat.S_ISDIR(os.stat(name, dir_fd=parent_fd, follow_symlinks=False).st_mode):
                 os.rmdir(name, dir_fd=parent_fd)
             elif not os.stat(name, dir_fd=parent_fd, follow_symlinks=False).st_size:
                 os.unlink(name, dir_fd=parent_fd)
-        except OSError:
-            pass  # something uses it now
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            _say_stays(job, path, error)
         finally:
             os.close(parent_fd)
+
+
+def _say_stays(job: Job, path: str, error: OSError) -> None:
+    job.warn("mount", f"the mount point {path}, which this start made in the disk, stays there: {error.strerror}")

@@ -33,11 +33,10 @@ _HINTS = {
 @attrs.frozen
 class Result:
     """How a script ended. ``status``: exit status, negative for a signal, ``None`` when its time ran out.
-    ``output``: at most the last 64 KiB; ``dropped``: how many bytes came before those."""
+    ``output``: at most the last 64 KiB."""
 
     status: int | None
     output: bytes
-    dropped: int = 0
 
     def describe(self, seconds: float) -> str:
         """``exited with status 1``, and so on."""
@@ -108,7 +107,7 @@ def run(
         # First not blocking, then drained: a daemon that sleeps in a full pipe wakes up to EAGAIN.
         fcntl(both_fd, F_SETFL, os.O_RDWR | os.O_NONBLOCK)
         output.drain(read_fd)
-        return Result(status, bytes(output.kept), output.dropped)
+        return Result(status, bytes(output.kept))
     except InputError as error:  # a user that the root does not know
         raise ScriptError(f"cannot run {command.argv[0]} inside the root: {error.brief}", hint=error.hint) from error
     except OSError as error:
@@ -146,7 +145,6 @@ class _Tail:
 
     def __init__(self) -> None:
         self.kept = bytearray()
-        self.dropped = 0
 
     def take(self, fd: int) -> int:
         """Read once; how many bytes came."""
@@ -157,7 +155,6 @@ class _Tail:
         self.kept += data
         if (excess := len(self.kept) - OUTPUT_MAX) > 0:
             del self.kept[:excess]
-            self.dropped += excess
         return len(data)
 
     def drain(self, fd: int) -> None:

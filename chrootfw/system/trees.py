@@ -65,14 +65,12 @@ _REFUSED = frozenset(
 class Detached:
     """A mount that is attached nowhere yet: its descriptor, whether it is a directory, the loop device made for it."""
 
-    __slots__ = ("fd", "fstype", "is_directory", "loop", "point", "read_only")
+    __slots__ = ("fd", "is_directory", "loop", "point")
 
-    def __init__(self, point: MountPoint, fd: int, fstype: str, *, read_only: bool) -> None:
+    def __init__(self, point: MountPoint, fd: int) -> None:
         self.loop: str | None = None
         self.point = point
         self.fd = fd
-        self.fstype = fstype
-        self.read_only = read_only
         self.is_directory = stat.S_ISDIR(syscalls.statx("", fd).mode)
 
 
@@ -136,7 +134,7 @@ def _bind(point: MountPoint, source: str, options: Sequence[str]) -> Detached:
             raise StepError(f"cannot bind {point.describe()}: a bind mount has no option {parameters[0][0]}")
         clear = syscalls.MOUNT_ATTR_ATIME if attributes & syscalls.MOUNT_ATTR_ATIME else 0
         syscalls.mount_setattr(fd, set=attributes, clear=clear, propagation=syscalls.MS_PRIVATE, recursive=recursive)
-        return Detached(point, fd, "bind", read_only=bool(attributes & syscalls.MOUNT_ATTR_RDONLY))
+        return Detached(point, fd)
     except BaseException:
         os.close(fd)
         raise
@@ -189,8 +187,7 @@ def _from_disk(point: MountPoint, source: str, options: Sequence[str], kind: str
 def _new(point: MountPoint, source: str, options: Sequence[str], fstype: str, seconds: float | None = None) -> Detached:
     """With ``seconds`` a child makes the call that reads the device. Raises ``deadlines.Overdue``."""
     attributes, parameters = _split(options)
-    read_only = bool(attributes & syscalls.MOUNT_ATTR_RDONLY)
-    if read_only and source.startswith("/dev/"):
+    if attributes & syscalls.MOUNT_ATTR_RDONLY and source.startswith("/dev/"):
         parameters.insert(0, ("ro", None))  # the file system too: no journal replay marks, no writes
 
     def create(body: Callable[[syscalls.Calls], int], context: int) -> int:
@@ -202,7 +199,7 @@ def _new(point: MountPoint, source: str, options: Sequence[str], fstype: str, se
     try:
         for node in point.nodes:
             _make_node(fd, node)
-        return Detached(point, fd, fstype, read_only=read_only)
+        return Detached(point, fd)
     except BaseException:
         os.close(fd)
         raise
@@ -336,10 +333,10 @@ def attach(tree_fd: int, place: str) -> None:
         os.close(place_fd)
 
 
-def attached_root(point: MountPoint, place: str, *, read_only: bool) -> Detached:
+def attached_root(point: MountPoint, place: str) -> Detached:
     """A root that is attached already, for attaching parts to it. The caller closes ``fd``."""
     fd = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    return Detached(point, fd, "", read_only=read_only)
+    return Detached(point, fd)
 
 
 def _in_fresh_thread(body: Callable[[], Any]) -> Any:

@@ -28,6 +28,7 @@ tell() {
       grep -E '^(Sig|Shd)' /proc/self/status
       echo "umask $(umask)"
       echo "cwd $(readlink /proc/$$/cwd)"
+      echo "pid $$"
       echo "stat $(sed 's/.*) //' /proc/$$/stat)"
       tr '\\0' '\\n' < /proc/$$/environ | sed 's/^/env /'
     } > "$1" 2>&1
@@ -102,8 +103,9 @@ def _check(told: Path, what: str, run_dir: Path, *, action: bool) -> None:
     assert found["umask"] == ["0022"], (what, found["umask"])
     assert found["cwd"][0].rstrip("/") in ("", str(run_dir / "web1/root")), (what, found["cwd"])
     state = found["stat"][0].split()
-    assert state[3] != "0", (what, "it has a session of its own")
-    # A command is in the foreground of whoever asked for it; a script never has the terminal.
+    # A command is in the session and in the foreground of whoever asked for it (a session that may lie outside this
+    # pid namespace, and is 0 then); a script has a session of its own, and never the terminal.
+    assert (state[3] == found["pid"][0]) == action, (what, f"session {state[3]} of pid {found['pid'][0]}")
     assert state[4] == "0" or not action, (what, f"a controlling terminal: {state[4]}")
     names = {line.partition("=")[0] for line in found["env"]}
     assert names <= _MEANT | _OF_THE_SHELL | (_SCRIPT_TOO if action else _COMMAND_TOO), (what, names)

@@ -245,3 +245,11 @@ def test_processes_that_live_for_a_moment_only_are_found_without_a_cgroup(
         assert chroot.is_gone()
     finally:
         (root / "srv/go").unlink()
+
+
+def test_a_mount_point_that_a_failed_start_cannot_take_back_is_told(web1: driving.Chroot) -> None:
+    web1.write_init("#!/bin/sh\numount /new\n> /new/mine\nexit 3\n")
+    web1.define(binds=["/etc:/new"])
+    failed = web1.cli("start", expect=1)
+    assert "the mount point /new, which this start made in the disk, stays there: Directory not empty" in failed.stderr
+    assert (web1.disk / "new/mine").exists()
