@@ -232,9 +232,14 @@ def _plugins(options: argparse.Namespace) -> int:
     runtime, _ = _runtime(options)
     rows = runtime.who_answers(options.name) if options.name is not None else []
     records = runtime.plugins()
+    left_out = runtime.plugins_left_out()
     failures = [error.brief for error in runtime.plugin_failures()]
     if options.json:
-        shown = {"plugins": [attrs.asdict(record) for record in records], "failures": failures}
+        shown = {
+            "plugins": [attrs.asdict(record) for record in records],
+            "left_out": [record.name for record in left_out],
+            "failures": failures,
+        }
         answers = [{"stage": stage, "hook": hook, "plugin": plugin} for stage, hook, plugin in rows]
         _print_json({**shown, **({"answers": answers} if options.name is not None else {})})
         return DONE
@@ -245,6 +250,7 @@ def _plugins(options: argparse.Namespace) -> int:
         [record.name, record.version, record.band, ", ".join(h.removeprefix("chrootfw_") for h in record.hooks)]
         for record in records
     ]
+    lines += [[record.name, record.version, record.band, "left out"] for record in left_out]
     print(display.table(["PLUGIN", "VERSION", "BAND", "HOOKS"], lines, sys.stdout, {}))
     for brief in failures:
         print(f"not loaded: {brief}", file=sys.stderr)
@@ -256,6 +262,11 @@ def _parameters(options: argparse.Namespace) -> int:
 
     runtime, _ = _runtime(options)
     found = runtime.parameters()
+    bands = {record.name: record.band for record in runtime.plugins()}
+
+    def origin(plugin: str) -> str:
+        return "chrootfw" if bands.get(plugin, "default") == "default" else plugin
+
     if options.json:
         rows = [
             {
@@ -270,10 +281,10 @@ def _parameters(options: argparse.Namespace) -> int:
         _print_json({"parameters": rows})
         return DONE
     lines = [
-        [parameter.name, config.type_text(parameter), config.default_text(parameter), parameter.help]
-        for _, parameter in found
+        [parameter.name, config.type_text(parameter), config.default_text(parameter), origin(plugin), parameter.help]
+        for plugin, parameter in found
     ]
-    print(display.table(["PARAMETER", "TYPE", "DEFAULT", "MEANING"], lines, sys.stdout, {}))
+    print(display.table(["PARAMETER", "TYPE", "DEFAULT", "FROM", "MEANING"], lines, sys.stdout, {}))
     return DONE
 
 

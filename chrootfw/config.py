@@ -8,30 +8,13 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from chrootfw.errors import DefinitionError, InputError, PluginError
-from chrootfw.model import DEFAULT_INIT_SCRIPT, DISK_TIMEOUT, TIMEOUT_MAX, Instance, Parameter
+from chrootfw.errors import DefinitionError, InputError
+from chrootfw.model import FIELDS, Instance, Parameter
 from chrootfw.planning import paths
 from chrootfw.system import store
 
-#: What an ``Instance`` has as fields, as parameters: shown by ``chrootfw parameters``.
-FIELDS = (
-    Parameter("disk", str, None, help="block device, image file or directory (bound, not recursively)"),
-    Parameter(
-        "init_script",
-        (str, bool),
-        DEFAULT_INIT_SCRIPT,
-        help="path inside the root, used for start and stop; false: mount only",
-    ),
-    Parameter("plugins", list, (), help="plugins for this instance alone, by name or module:attribute"),
-    Parameter("require_process", bool, False, help="a start whose init script leaves no process alive is an error"),
-    Parameter(
-        "disk_timeout",
-        float,
-        DISK_TIMEOUT,
-        lambda value: None if 0 < value <= TIMEOUT_MAX else f"it must be above 0, at most {TIMEOUT_MAX} seconds",
-        help="seconds for the disk to answer, in one mount or unmount; then it is left alone and told",
-    ),
-)
+#: What a machine says about all its instances.
+NODE_FILE = "_node.toml"
 
 
 def read_definition(config_dir: str, name: str) -> tuple[Instance, str] | None:
@@ -59,6 +42,30 @@ def read_definition(config_dir: str, name: str) -> tuple[Instance, str] | None:
         return from_table(name, table), text
     except InputError as error:
         raise _placed(error, path, text) from error
+
+
+def blocked_plugins(config_dir: str) -> tuple[str, ...]:
+    """The names in ``without = […]`` of ``_node.toml``: installed plugins that this machine leaves out.
+
+    No instance has that name. Raises ``DefinitionError``, ``TrustError``.
+    """
+    path = f"{config_dir}/{NODE_FILE}"
+    try:
+        data = store.read(path)
+        if data is None:
+            return ()
+        store.check_trusted(path, what="file")
+        table = tomllib.loads(data.decode("utf-8"))
+    except OSError as error:
+        raise DefinitionError(f"cannot read {path}: {error.strerror}") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise DefinitionError(f"{path} is no TOML: {error}", hint="see https://toml.io") from error
+    names = table.pop("without", [])
+    if table:
+        raise DefinitionError(f"{path}: there is no key {next(iter(table))!r}", hint="it may have: without")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DefinitionError(f"{path}: the key without is {names!r}; it must be a list of strings")
+    return tuple(names)
 
 
 def from_table(name: str, table: Mapping[str, Any]) -> Instance:
@@ -94,18 +101,10 @@ def with_place(error: InputError, config_dir: str, name: str, text: str) -> Defi
 
 
 def resolve(instance: Instance, declared: Sequence[tuple[str, Parameter]]) -> Instance:
-    """The instance with every parameter checked, and defaults filled in. Raises ``InputError``, ``PluginError``."""
-    known = {parameter.name: (plugin, parameter) for plugin, parameter in declared}
-    for taken in ("name", *(parameter.name for parameter in FIELDS)):
-        if taken in known:
-            plugin = known[taken][0]
-            raise PluginError(
-                f"plugin {plugin}: declares the parameter {taken!r}, which is chrootfw's own",
-                plugin=plugin,
-                hook="chrootfw_parameters",
-            )
+    """The instance with every parameter checked, and defaults filled in. Raises ``InputError``, and ``PluginError`` for a check that is wrong."""
+    known = {parameter.name: parameter for _, parameter in declared}
     known |= {
-        parameter.name: ("", parameter) for parameter in FIELDS if parameter.name in ("require_process", "disk_timeout")
+        parameter.name: parameter for parameter in FIELDS if parameter.name in ("require_process", "disk_timeout")
     }
     filled: dict[str, Any] = {}
     for key, value in instance.params.items():
@@ -117,9 +116,8 @@ def resolve(instance: Instance, declared: Sequence[tuple[str, Parameter]]) -> In
                 f"there is no parameter {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""),
                 hint="chrootfw parameters lists those that there are",
             )
-        plugin, parameter = known[key]
-        filled[key] = _checked(plugin, parameter, value)
-    return _with_defaults(instance, filled, [parameter for _, parameter in known.values()])
+        filled[key] = _checked(known[key], value)
+    return _with_defaults(instance, filled, list(known.values()))
 
 
 def complete(instance: Instance, declared: Sequence[tuple[str, Parameter]]) -> Instance:
@@ -134,30 +132,11 @@ def _with_defaults(instance: Instance, params: dict[str, Any], known: Sequence[P
     return Instance(instance.name, instance.disk, instance.init_script, params, instance.plugins)
 
 
-def _checked(plugin: str, parameter: Parameter, value: Any) -> Any:
-    types = parameter.type if isinstance(parameter.type, tuple) else (parameter.type,)
-    fits = (
-        isinstance(value, types)
-        or (float in types and isinstance(value, int))
-        or (list in types and isinstance(value, tuple))
-    )
-    if isinstance(value, bool) and bool not in types:
-        fits = False
-    if not fits:
-        wanted = " or ".join(_TYPE_NAMES.get(kind, kind.__name__) for kind in types)
+def _checked(parameter: Parameter, value: Any) -> Any:
+    if not parameter.fits(value):
+        wanted = " or ".join(_TYPE_NAMES[kind] for kind in parameter.types)
         raise InputError(f"the parameter {parameter.name} is {value!r}; it must be {wanted}", hint=parameter.help)
-    try:
-        wrong = parameter.check(value)
-    except ValueError as error:
-        wrong = str(error)
-    except InputError as error:
-        raise InputError(f"the parameter {parameter.name}: {error.brief}", error.details, error.hint) from error
-    except (Exception, SystemExit) as error:
-        raise PluginError(
-            f"plugin {plugin}: the check of parameter {parameter.name} raised {type(error).__name__}: {error}",
-            plugin=plugin,
-        ) from error
-    if wrong:
+    if wrong := parameter.check(value):
         raise InputError(f"the parameter {parameter.name} is {value!r}: {wrong}", hint=parameter.help)
     return list(value) if isinstance(value, tuple) else value
 
@@ -191,8 +170,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
 
 def type_text(parameter: Parameter) -> str:
     """The type of a parameter as people read it."""
-    types = parameter.type if isinstance(parameter.type, tuple) else (parameter.type,)
-    return " or ".join(kind.__name__ for kind in types)
+    return " or ".join(kind.__name__ for kind in parameter.types)
 
 
 def default_text(parameter: Parameter) -> str:

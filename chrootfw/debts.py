@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any, TypeVar
 
 from chrootfw.errors import ChrootfwError, PluginError, StepError
+from chrootfw.hook_calls import Overdue, where, within
 from chrootfw.jobs import Job
 from chrootfw.model import Step
+
+T = TypeVar("T")
 
 
 def apply(job: Job, stage: str, plugin: str, step: Step) -> Mapping[str, Any]:
@@ -20,7 +24,8 @@ def apply(job: Job, stage: str, plugin: str, step: Step) -> Mapping[str, Any]:
         json.dumps(arguments)
     except (Exception, SystemExit) as error:
         raise PluginError(
-            f"{who.describe()}: the step {type(step).__name__} is not plain data: {_text(error)}",
+            f"{who.describe()}: {stage} for {job.name}: the step {type(step).__name__} is not plain data: {_text(error)}",
+            where(error),
             hint="describe() returns a line, and the fields are JSON values",
             plugin=plugin,
         ) from error
@@ -38,15 +43,24 @@ def apply(job: Job, stage: str, plugin: str, step: Step) -> Mapping[str, Any]:
     job.save(steps=[*job.intent["steps"], record])
     with job.step(stage, does, plugin):
         try:
-            facts = step.apply() or {}
+            facts = _within(job, plugin, step, step.apply) or {}
             json.dumps(facts)
             record["facts"] = dict(facts)
             job.save()
+        except Overdue as error:
+            job.unreturned.append(record)
+            raise StepError(
+                f"{who.describe()}: {stage} for {job.name}: cannot {does}: it {error}",
+                ["it may go on until this process ends, and is not undone before"],
+                f"chrootfw cleanup {job.name} undoes it later; a Step's class says how long it may take (deadline)",
+            ) from None
         except ChrootfwError:
             raise
         except (Exception, SystemExit) as error:
             raise StepError(
-                f"{who.describe()}: cannot {step.describe()}: {_text(error)}", hint="what it had done is undone"
+                f"{who.describe()}: {stage} for {job.name}: cannot {does}: {_text(error)}",
+                where(error),
+                "what it had done is undone",
             ) from error
     return record["facts"]  # type: ignore[no-any-return]  # just made a dict of it
 
@@ -61,16 +75,25 @@ def pay(job: Job, stages: tuple[str, ...]) -> list[str]:
             continue
         who = " ".join(filter(None, (record["plugin"], record["distribution"], record["version"])))
         does = f"undo {record['kind']}"
+        if record in job.unreturned:
+            failures.append(f"{record['kind']} {record['arguments']} of plugin {who}: it is still being applied")
+            continue
         try:
             step = _restore(record)
             with job.step(record["stage"], does, record["plugin"]):
-                step.undo(record)
+                _within(job, record["plugin"], step, partial(step.undo, record))
         except (Exception, SystemExit) as error:  # whatever a plugin may raise: the others are paid all the same
             failures.append(f"{record['kind']} {record['arguments']} of plugin {who}: {_text(error)}")
             continue
         job.intent["steps"].remove(record)
         job.note()
     return failures
+
+
+def _within(job: Job, plugin: str, step: Step, call: Callable[[], T]) -> T:
+    """A call of a step's, with its deadline unless it is chrootfw's own. Raises ``Overdue``."""
+    own = job.stages.registry.record(plugin).band in ("default", "first-party")
+    return call() if own else within(step.deadline, call)
 
 
 def unpaid(name: str, failures: list[str]) -> StepError:

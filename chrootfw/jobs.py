@@ -22,7 +22,7 @@ log = logging.getLogger("chrootfw")
 @attrs.define
 class Job:
     """``instance`` as resolved; ``intent`` as last written (``None``: lost, or never made); ``tell`` receives events; ``made``: the mount
-    points that were missing in the disk."""
+    points that were missing in the disk; ``unreturned``: the records of steps whose ``apply`` has not come back."""
 
     run_dir: str
     instance: Instance
@@ -31,6 +31,7 @@ class Job:
     tell: Callable[[Event], None]
     intent: dict[str, Any] | None = None
     made: list[str] = attrs.field(factory=list)
+    unreturned: list[dict[str, Any]] = attrs.field(factory=list)
 
     @property
     def name(self) -> str:

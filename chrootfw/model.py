@@ -6,6 +6,7 @@ All are frozen: a plugin decides, and what it decided cannot change behind the c
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
@@ -116,9 +117,12 @@ class Step:
 
     The record is a mapping: ``kind``, ``arguments`` (the fields), ``facts`` (what ``apply`` returned,
     or ``None`` when it never came to its end), ``plugin`` and ``version``.
+
+    ``deadline``: seconds that ``apply`` and ``undo`` have, each; after that the command goes on without them, and says so.
     """
 
     kind: ClassVar[str] = ""
+    deadline: ClassVar[float] = 300.0
 
     def describe(self) -> str:
         """What the step does, in one line without a full stop."""
@@ -365,20 +369,75 @@ def _always_right(_value: Any) -> None:
     return None
 
 
+#: The types that a value in TOML may have.
+_TYPES = (str, bool, int, float, list, dict)
+_Type = type  # inside Parameter, "type" is its field
+
+
 @attrs.frozen
 class Parameter:
-    """A parameter of an instance.
+    """A parameter of an instance: a key of its definition.
 
-    ``type``: the type of the value in TOML (``str``, ``bool``, ``int``, ``float``, ``list``, ``dict``), or a tuple of
-    them; ``int`` is taken for ``float``. ``check``: called with the value; returns ``None``, or a sentence that
-    says what is wrong (it may raise ``ValueError`` instead).
+    ``name``: ``[a-z][a-z0-9_]*``. ``type``: the type of the value in TOML (``str``, ``bool``, ``int``, ``float``, ``list``, ``dict``), or a
+    tuple of them; ``int`` is taken for ``float``. ``default``: of that type, or ``None``. ``check``: called with the value; returns ``None``, or a
+    sentence that says what is wrong (it may raise ``ValueError`` instead). ``help``: one line.
+
+    Raises ``InputError`` for anything else.
     """
 
-    name: str
-    type: type | tuple[type, ...]
-    default: Any = None
-    check: Callable[[Any], str | None] = _always_right
-    help: str = ""
+    name: str = attrs.field()
+    type: type | tuple[type, ...] = attrs.field()
+    default: Any = attrs.field(default=None)
+    check: Callable[[Any], str | None] = attrs.field(default=_always_right)
+    help: str = attrs.field(default="")
+
+    @property
+    def types(self) -> tuple[_Type, ...]:
+        """The types as a tuple."""
+        return self.type if isinstance(self.type, tuple) else (self.type,)
+
+    def fits(self, value: object) -> bool:
+        """Whether a value is of the type; ``True`` and ``False`` are no numbers."""
+        if isinstance(value, bool):
+            return bool in self.types
+        return (
+            isinstance(value, self.types)
+            or (float in self.types and isinstance(value, int))
+            or (list in self.types and isinstance(value, tuple))
+        )
+
+    def __attrs_post_init__(self) -> None:
+        if not isinstance(self.name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
+            raise InputError(f"a Parameter's name is {self.name!r}; it must be lower-case letters, digits and _")
+        for kind in self.types:
+            if kind not in _TYPES:
+                known = ", ".join(known.__name__ for known in _TYPES)
+                raise InputError(f"the type of parameter {self.name} is {kind!r}; it must be out of {known}")
+        if not callable(self.check):
+            raise InputError(f"the check of parameter {self.name} is {self.check!r}, not a function")
+        if self.default is not None and not self.fits(self.default):
+            raise InputError(f"the default of parameter {self.name} is {self.default!r}, which is not of its type")
+
+
+#: What an ``Instance`` has as fields, as parameters: shown by ``chrootfw parameters``, and no plugin's to declare.
+FIELDS = (
+    Parameter("disk", str, None, help="block device, image file or directory (bound, not recursively)"),
+    Parameter(
+        "init_script",
+        (str, bool),
+        DEFAULT_INIT_SCRIPT,
+        help="path inside the root, used for start and stop; false: mount only",
+    ),
+    Parameter("plugins", list, (), help="plugins for this instance alone, by name or module:attribute"),
+    Parameter("require_process", bool, False, help="a start whose init script leaves no process alive is an error"),
+    Parameter(
+        "disk_timeout",
+        float,
+        DISK_TIMEOUT,
+        lambda value: None if 0 < value <= TIMEOUT_MAX else f"it must be above 0, at most {TIMEOUT_MAX} seconds",
+        help="seconds for the disk to answer, in one mount or unmount; then it is left alone and told",
+    ),
+)
 
 
 @attrs.frozen

@@ -201,7 +201,7 @@ def _detach(job: Job, plugin: str, point: MountPoint) -> trees.Detached:
         made = facts.get("source")
         if not isinstance(made, str) or not made:
             raise StepError(
-                f"{job.stages.registry.record(plugin).describe()}: the step {source.describe()} says no source for {point.target}",
+                f"{job.stages.registry.record(plugin).describe()}: mount for {job.name}: the step {source.describe()!r} says no source for {point.target}",
                 hint='apply() of a source step returns {"source": path}',
             )
         source = made

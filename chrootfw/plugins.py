@@ -19,6 +19,7 @@ import pluggy
 
 from chrootfw import hookspecs
 from chrootfw.errors import PluginError, PluginLoadError
+from chrootfw.hook_calls import where
 
 #: The described behaviour, one module a stage; asked last.
 DEFAULTS = (
@@ -55,7 +56,8 @@ class PluginRecord:
 
 
 class Registry:
-    """The plugins of one runtime. ``failures`` are those that could not be loaded (``PluginLoadError``)."""
+    """The plugins of one runtime. ``failures`` are those that could not be loaded (``PluginLoadError``), ``left_out`` the
+    records of those that ``without`` names; ``known_failures`` are failures from before."""
 
     def __init__(
         self,
@@ -66,13 +68,16 @@ class Registry:
         without: Iterable[str] = (),
         named: Iterable[str] = (),
         takes_named: bool = True,
+        known_failures: Iterable[PluginLoadError] = (),
     ) -> None:
         self.objects = tuple(objects)
         self.defaults = defaults
         self.discover = discover
         self.without = frozenset(without)
         self.takes_named = takes_named
-        self.failures: list[PluginLoadError] = []
+        self.known_failures = tuple(known_failures)
+        self.failures = list(self.known_failures)
+        self.left_out: list[PluginRecord] = []
         self.records: dict[str, PluginRecord] = {}
         self.manager = pluggy.PluginManager("chrootfw")
         self.manager.add_hookspecs(hookspecs)
@@ -86,7 +91,7 @@ class Registry:
         if discover:
             for record, load in entry_points(GROUP):
                 self._load(record, load)
-        self._load_named([name for name in named if name not in self.without])
+        self._load_named(tuple(named))
         for plugin in self.objects:
             self._register(plugin, PluginRecord(_object_name(plugin), "object", *_origin(plugin)))
 
@@ -94,12 +99,22 @@ class Registry:
         """This registry with the plugins that one instance asks for by name (or ``module:attribute``)."""
         if not names or not self.takes_named:
             return self
-        return Registry(self.objects, defaults=self.defaults, discover=self.discover, without=self.without, named=names)
+        return Registry(
+            self.objects,
+            defaults=self.defaults,
+            discover=self.discover,
+            without=self.without,
+            named=names,
+            known_failures=self.known_failures,
+        )
 
     def _load_named(self, names: Sequence[str]) -> None:
         offered = {record.name: (record, load) for record, load in entry_points(INSTANCE_GROUP)} if names else {}
         for name in names:
             if name in self.records:
+                continue
+            if name in self.without:
+                self.left_out.append(offered[name][0] if name in offered else PluginRecord(name, "instance"))
                 continue
             if name in offered:
                 self._load(*offered[name])
@@ -134,6 +149,7 @@ class Registry:
     def _load(self, record: PluginRecord, load: Any) -> None:
         """Load one plugin alone: one that fails keeps no other away."""
         if record.name in self.without:
+            self.left_out.append(record)
             return
         try:
             self._register(load(), record)
@@ -143,6 +159,7 @@ class Registry:
             self.failures.append(
                 PluginLoadError(
                     f"{record.describe()} cannot be loaded: {type(error).__name__}: {error}",
+                    where(error),
                     hint=f"repair or remove it, or use --without {record.name}",
                     plugin=record.name,
                 )
@@ -150,6 +167,7 @@ class Registry:
 
     def _register(self, plugin: object, record: PluginRecord) -> None:
         if record.name in self.without:
+            self.left_out.append(record)
             return
         if inspect.isclass(plugin):
             try:
@@ -157,6 +175,7 @@ class Registry:
             except Exception as error:
                 raise PluginLoadError(
                     f"{record.describe()} cannot be made: {type(error).__name__}: {error}",
+                    where(error),
                     hint="pass an object, or a class that needs no arguments",
                     plugin=record.name,
                 ) from error
@@ -178,6 +197,7 @@ class Registry:
             raise PluginLoadError(
                 f"{record.describe()} cannot be registered: {text[0]}",
                 [t.strip() for t in text[1:] if t.strip()],
+                "the reference of hooks lists the arguments of each",
                 plugin=name,
             ) from error
         self.records[name] = attrs.evolve(record, hooks=hooks)
@@ -251,27 +271,6 @@ def entry_points(group: str) -> list[tuple[PluginRecord, Any]]:
     return [found[name] for name in sorted(found, key=lambda name: (found[name][0].band != "first-party", name))]
 
 
-def blamed(error: BaseException, registry: Registry) -> str:
-    """The name of the plugin whose code an exception passed through last, or ``""``."""
-    codes = {}
-    for hook in hookspecs.KINDS:
-        for implementation in getattr(registry.manager.hook, hook).get_hookimpls():
-            code = getattr(
-                inspect.unwrap(getattr(implementation.function, "__func__", implementation.function)), "__code__", None
-            )
-            codes[code] = implementation.plugin_name
-    name, traceback = "", error.__traceback__
-    while traceback is not None:
-        name = codes.get(traceback.tb_frame.f_code, name)
-        if traceback.tb_next is None and not name:
-            # A wrapper that yields never or twice is not in the traceback: pluggy raises, holding its generator.
-            for value in list(traceback.tb_frame.f_locals.values()):
-                if inspect.isgenerator(value):
-                    name = codes.get(value.gi_code, name)
-        traceback = traceback.tb_next
-    return name
-
-
 def _import_reference(reference: str) -> object:
     module, _, attribute = reference.partition(":")
     found: object = importlib.import_module(module)
@@ -296,4 +295,4 @@ def _origin(plugin: object) -> tuple[str, str]:
     return (module.__name__ if module else "", str(getattr(module, "__version__", "")))
 
 
-__all__ = ["DEFAULTS", "GROUP", "INSTANCE_GROUP", "PluginError", "PluginRecord", "Registry", "blamed", "entry_points"]
+__all__ = ["DEFAULTS", "GROUP", "INSTANCE_GROUP", "PluginError", "PluginRecord", "Registry", "entry_points"]

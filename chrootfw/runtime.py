@@ -21,9 +21,10 @@ from chrootfw.errors import (
     PrivilegeError,
     TrustError,
 )
+from chrootfw.hook_calls import HOOK_TIMEOUT
 from chrootfw.interrupts import Interrupts
 from chrootfw.jobs import Job, log
-from chrootfw.model import Command, Event, Instance, Parameter, Plan, PlannedStep, Step
+from chrootfw.model import FIELDS, Command, Event, Instance, Parameter, Plan, PlannedStep, Step
 from chrootfw.pipes import Pipes, communicate
 from chrootfw.planning import paths, transitions
 from chrootfw.plugins import PluginRecord, Registry
@@ -39,9 +40,10 @@ class Runtime:
     """chrootfw for programs.
 
     ``plugins``: objects, modules or classes whose hooks are asked before all others, the last one first. ``defaults``: with
-    the default plugins. ``discover``: with the installed plugins (entry points ``chrootfw``). ``without``: names of plugins to leave out. ``instance_plugins``: with those that an instance names in ``plugins``.
+    the default plugins. ``discover``: with the installed plugins (entry points ``chrootfw``). ``without``: names of plugins to leave out; with ``discover`` those of ``_node.toml`` too. ``instance_plugins``: with those that an instance names in ``plugins``.
     ``run_dir`` and ``config_dir``: absolute paths; ``CHROOTFW_RUN_DIR`` and ``CHROOTFW_CONFIG_DIR``, or ``/run/chrootfw`` and
-    ``/etc/chrootfw``, when not given. ``lock_timeout``: seconds to wait for another command. ``on_event``: called with every
+    ``/etc/chrootfw``, when not given. ``lock_timeout``: seconds to wait for another command. ``hook_timeout``: seconds for each answer of a
+    plugin that is not chrootfw's own; hooks are called in a thread of their own, which is left behind when it does not come back. ``on_event``: called with every
     ``Event``. ``interrupts``: a way to ask running verbs to end.
 
     Raises ``PluginLoadError`` for a plugin object that breaks the rules. A runtime keeps no state of instances; it may be used from
@@ -59,19 +61,34 @@ class Runtime:
         run_dir: str | os.PathLike[str] | None = None,
         config_dir: str | os.PathLike[str] | None = None,
         lock_timeout: float = 10.0,
+        hook_timeout: float = HOOK_TIMEOUT,
         on_event: Callable[[Event], None] | None = None,
         interrupts: Interrupts | None = None,
     ) -> None:
         self.run_dir = os.fspath(run_dir or os.environ.get("CHROOTFW_RUN_DIR") or RUN_DIR)
         self.config_dir = os.fspath(config_dir or os.environ.get("CHROOTFW_CONFIG_DIR") or CONFIG_DIR)
         self.lock_timeout = lock_timeout
+        self.hook_timeout = hook_timeout
         self.on_event = on_event
         self.interrupts = interrupts or Interrupts()
         paths.check_absolute(self.run_dir, what="the run directory")
         paths.check_absolute(self.config_dir, what="the configuration directory")
+        left_out, failures = self._left_out_here() if discover else ((), ())
         self._registry = Registry(
-            plugins, defaults=defaults, discover=discover, without=without, takes_named=instance_plugins
+            plugins,
+            defaults=defaults,
+            discover=discover,
+            without=(*without, *left_out),
+            takes_named=instance_plugins,
+            known_failures=failures,
         )
+
+    def _left_out_here(self) -> tuple[tuple[str, ...], tuple[PluginLoadError, ...]]:
+        """The plugins that ``_node.toml`` leaves out; that it cannot be read keeps from starting, and from nothing else."""
+        try:
+            return config.blocked_plugins(self.config_dir), ()
+        except ChrootfwError as error:
+            return (), (PluginLoadError(error.brief, error.details, error.hint),)
 
     def with_plugins(self, *plugins: object) -> Runtime:
         """A new runtime with more plugin objects, asked before the others."""
@@ -85,6 +102,7 @@ class Runtime:
             run_dir=self.run_dir,
             config_dir=self.config_dir,
             lock_timeout=self.lock_timeout,
+            hook_timeout=self.hook_timeout,
             on_event=self.on_event,
             interrupts=self.interrupts,
         )
@@ -230,6 +248,10 @@ class Runtime:
         """The plugins in the order of asking."""
         return builtins.list(reversed(self._registry.records.values()))
 
+    def plugins_left_out(self) -> builtins.list[PluginRecord]:
+        """The plugins that were found, and left out by name."""
+        return builtins.list(self._registry.left_out)
+
     def plugin_failures(self) -> builtins.list[PluginLoadError]:
         """The plugins that could not be loaded, and why."""
         return builtins.list(self._registry.failures)
@@ -254,15 +276,15 @@ class Runtime:
             if intent := self._intent(instance):
                 recorded = Instance(**intent["instance"])
                 registry = self._registry.for_instance(recorded.plugins)
-                return self._job(config.complete(recorded, Stages(registry, self._tell).parameters()), registry)
+                return self._job(config.complete(recorded, self._stages(registry).parameters()), registry)
         wanted, text = self._wanted(instance)
         registry = self._registry.for_instance(wanted.plugins)
         return self._job(self._resolve(wanted, registry, text), registry)
 
     def parameters(self, plugins: Sequence[str] = ()) -> builtins.list[tuple[str, Parameter]]:
         """``(plugin, Parameter)`` pairs; the core's own have no plugin name."""
-        stages = Stages(self._registry.for_instance(plugins), self._tell)
-        return [*(("", parameter) for parameter in config.FIELDS), *stages.parameters()]
+        stages = self._stages(self._registry.for_instance(plugins))
+        return [*(("", parameter) for parameter in FIELDS), *stages.parameters()]
 
     def plan(self, verb: Literal["start", "stop"], instance: Instance | str) -> Plan:
         """What a verb would do, and which plugin answered; touches nothing."""
@@ -345,8 +367,11 @@ class Runtime:
             except Exception:
                 log.exception("the on_event callback failed")  # an observer cannot break the run
 
+    def _stages(self, registry: Registry) -> Stages:
+        return Stages(registry, self._tell, hook_timeout=self.hook_timeout)
+
     def _job(self, instance: Instance, registry: Registry) -> Job:
-        stages = Stages(registry, self._tell)
+        stages = self._stages(registry)
 
         def tell(event: Event) -> None:
             self._tell(event)
@@ -387,7 +412,7 @@ class Runtime:
 
     def _resolve(self, instance: Instance, registry: Registry, text: str | None) -> Instance:
         try:
-            return config.resolve(instance, Stages(registry, self._tell).parameters())
+            return config.resolve(instance, self._stages(registry).parameters())
         except InputError as error:
             if text is not None and not isinstance(error, DefinitionError):
                 raise config.with_place(error, self.config_dir, instance.name, text) from error
@@ -509,7 +534,7 @@ class Runtime:
                 recorded = Instance(name, recorded.disk, None)  # the defaults stop it without parameters
         else:
             try:
-                recorded = config.complete(recorded, Stages(registry, self._tell).parameters())
+                recorded = config.complete(recorded, self._stages(registry).parameters())
             except ChrootfwError as error:
                 notes.append(error.brief)
         job = self._job(recorded, registry)

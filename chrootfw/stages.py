@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import attrs
 import pluggy
 
-from chrootfw.errors import Interrupted, PluginError
+from chrootfw.errors import InputError, Interrupted, PluginError
+from chrootfw.hook_calls import HOOK_TIMEOUT, Overdue, where, within
 from chrootfw.model import (
+    FIELDS,
     Command,
     Entry,
     Escalation,
@@ -30,41 +33,80 @@ from chrootfw.model import (
     Step,
 )
 from chrootfw.planning import kill_plan, mount_order
-from chrootfw.plugins import PluginRecord, Registry, blamed
+from chrootfw.plugins import PluginRecord, Registry
 
 if TYPE_CHECKING:
     from chrootfw.system.root import Root
     from chrootfw.views import Process
 
 T = TypeVar("T")
+#: What each hook is expected to answer, for blame.
+EXPECTED = {
+    "chrootfw_parameters": "a list of Parameter, or None",
+    "chrootfw_mount": "a list of MountPoint or Omit, or None",
+    "chrootfw_pre_start": "a list of Problem or Step, or None",
+    "chrootfw_init_script": "a Command, NO_COMMAND or None",
+    "chrootfw_enter": "an Entry or None",
+    "chrootfw_kill_strategy": "a list of Escalation, or None",
+    "chrootfw_unmount_ordering": "the mounts in a list, children first, or None",
+    "chrootfw_around_stage": "a wrapper that ends with return (yield)",
+    "chrootfw_event": "nothing",
+}
+_EXPECTED_OF_CHECK = "None, or a sentence that says what is wrong"
+_OWN_PARAMETERS = {"name", *(parameter.name for parameter in FIELDS)}
 log = logging.getLogger("chrootfw")
 
 
 class Stages:
-    """The hooks of one registry, typed. ``tell`` receives ``Event`` values (the blame)."""
+    """The hooks of one registry, typed, for one verb. ``tell`` receives ``Event`` values (the blame).
 
-    def __init__(self, registry: Registry, tell: Callable[[Event], None]) -> None:
+    ``hook_timeout``: seconds for each answer of a plugin that is not chrootfw's own. One that once took longer is not
+    asked again.
+    """
+
+    def __init__(
+        self, registry: Registry, tell: Callable[[Event], None], *, hook_timeout: float = HOOK_TIMEOUT
+    ) -> None:
         self.registry = registry
         self.tell = tell
+        self.hook_timeout = hook_timeout
+        self._overdue: set[str] = set()
 
     # -- contribute ---------------------------------------------------------------------------------
 
     def parameters(self) -> list[tuple[str, Parameter]]:
-        """``(plugin, Parameter)`` pairs; a name declared twice is refused."""
+        """``(plugin, Parameter)`` pairs, each with a check that blames; a name that is taken is refused."""
+        hook = "chrootfw_parameters"
         declared: dict[str, tuple[str, Parameter]] = {}
-        for plugin, answer in reversed(self._contributed("chrootfw_parameters", {}, Parameter, None)):
+        for plugin, answer in reversed(self._contributed(hook, {}, Parameter, None)):
+            taken = "which is chrootfw's own" if answer.name in _OWN_PARAMETERS else ""
             if answer.name in declared:
-                raise self._error(
-                    plugin, "chrootfw_parameters", None,
-                    f"declares the parameter {answer.name!r}, which {self._who(declared[answer.name][0])} declares too",
-                )  # fmt: skip
-            declared[answer.name] = (plugin, answer)
+                taken = f"which {self._who(declared[answer.name][0])} declares too"
+            if taken:
+                raise self._error(plugin, hook, None, f"declares the parameter {answer.name!r}, {taken}")
+            check = partial(self._check_parameter, plugin, answer)
+            declared[answer.name] = (plugin, attrs.evolve(answer, check=check))
         return list(declared.values())
+
+    def _check_parameter(self, plugin: str, parameter: Parameter, value: Any) -> str | None:
+        def check() -> str | None:
+            try:
+                return parameter.check(value)
+            except ValueError as error:
+                return str(error)
+            except InputError as error:
+                return error.brief
+
+        what = f"the check of parameter {parameter.name}"
+        wrong = self._call(plugin, what, None, check)
+        if wrong is not None and not isinstance(wrong, str):
+            raise self._error(plugin, what, None, f"answered {_shown(wrong)}; expected {_EXPECTED_OF_CHECK}")
+        return wrong
 
     def mount(self, instance: Instance) -> list[tuple[str, MountPoint]]:
         """``(plugin, MountPoint)`` pairs, merged, parents first. Raises ``PlanError`` without one root."""
         answers = self._contributed("chrootfw_mount", {"instance": instance}, (MountPoint, Omit), instance)
-        return mount_order.merge(answers)
+        return mount_order.merge(answers, lambda plugin: f"{self._who(plugin)}: chrootfw_mount for {instance.name}")
 
     def pre_start(self, instance: Instance, root: Root | None) -> list[tuple[str, Problem | Step]]:
         """``(plugin, Problem or Step)`` pairs in the order of asking."""
@@ -163,7 +205,7 @@ class Stages:
                 plugin, answer = self._wrapped(hook, arguments, plugin, answer, instance, check, guilty)
                 if answer is None:
                     raise PluginError(
-                        f"no plugin answered {hook} for {instance.name}",
+                        f"no plugin answered {hook} for {instance.name}; expected {EXPECTED.get(hook, _EXPECTED_OF_CHECK)}",
                         hint="the defaults answer it; are they disabled?",
                         hook=hook,
                     )
@@ -196,7 +238,7 @@ class Stages:
         Each gets a copy and is checked alone, so that its mistake is never blamed on who answered.
         """
         for wrapper in getattr(self.registry.manager.hook, hook).get_hookimpls():
-            if not wrapper.wrapper or wrapper.plugin_name in guilty:
+            if not wrapper.wrapper or wrapper.plugin_name in guilty or wrapper.plugin_name in self._overdue:
                 continue
             name = wrapper.plugin_name
             given = list(answer) if isinstance(answer, list) else answer
@@ -218,47 +260,47 @@ class Stages:
 
         ``lenient``: a wrapper that fails is blamed, and the body runs all the same, once.
         """
-        caller = self.registry.manager.hook.chrootfw_around_stage
-        if not caller.get_hookimpls():
-            return body()
+        hook = "chrootfw_around_stage"
+        entered: list[tuple[str, Generator[None, Any, Any]]] = []
         results: list[T] = []
-        failures: list[BaseException] = []
-
-        def run() -> None:
-            try:
-                results.append(body())
-            except BaseException as error:
-                failures.append(error)
-                raise
-
+        failure: BaseException | None = None
         try:
-            caller.call_extra([run], {"instance": instance, "stage": stage})
+            for plugin, wrap in self._wrappers(hook, {"instance": instance, "stage": stage}):
+                generator = wrap()
+                try:
+                    self._call(plugin, hook, instance, partial(_enter, generator))
+                except PluginError as error:
+                    if not lenient:
+                        raise
+                    self.blame(error, instance)
+                else:
+                    entered.append((plugin, generator))
+            results.append(body())
         except BaseException as error:
-            if failures:
-                raise failures[0]  # noqa: B904  # whatever the wrappers made of it; its own cause stays
-            if not isinstance(error, Exception | SystemExit) or isinstance(error, Interrupted):
-                raise
-            blame = self._raised(blamed(error, self.registry), "chrootfw_around_stage", instance, error)
-            if not lenient:
-                raise blame from error
-            self.blame(blame, instance)
-        if failures:
-            raise failures[0]  # a wrapper swallowed it: a failed stage stays failed
-        if not results:
-            if not lenient:
-                raise PluginError(
-                    f"a wrapper kept stage {stage} of {instance.name} from running", hook="chrootfw_around_stage"
-                )
-            return body()
+            failure = error
+        for plugin, generator in reversed(entered):
+            try:
+                self._call(plugin, hook, instance, partial(_leave, generator, failure))
+            except PluginError as error:
+                if lenient or failure is not None:
+                    self.blame(error, instance)
+                else:
+                    failure = error
+            except BaseException as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure  # a wrapper may have swallowed it: a failed stage stays failed
         return results[0]
 
     def event(self, event: Event) -> None:
         """Tell every observer; what one raises is logged with blame."""
         for plugin, call in self._implementations("chrootfw_event", {"event": event}):
             try:
-                call()
-            except (Exception, SystemExit) as error:  # an observer can not break the run
-                log.warning("%s: chrootfw_event raised %s: %s", self._who(plugin), type(error).__name__, error)
+                self._call(plugin, "chrootfw_event", None, call)
+            except PluginError as error:  # an observer cannot break the run
+                log.warning("%s", error)
+            except Interrupted as error:
+                log.warning("%s", self._raised(plugin, "chrootfw_event", None, error))
 
     def blame(self, error: PluginError, instance: Instance) -> None:
         """Say that a plugin did wrong and that the run goes on without it."""
@@ -271,35 +313,71 @@ class Stages:
 
         pluggy itself does not say who answered, and stops at the first exception; hence one by one.
         """
-        caller = getattr(self.registry.manager.hook, hook)
+        found = reversed(getattr(self.registry.manager.hook, hook).get_hookimpls())
         return [
-            (i.plugin_name, partial(_called, i, arguments)) for i in reversed(caller.get_hookimpls()) if not i.wrapper
+            (i.plugin_name, partial(_called, i, arguments))
+            for i in found
+            if not i.wrapper and i.plugin_name not in self._overdue
+        ]
+
+    def _wrappers(
+        self, hook: str, arguments: Mapping[str, Any]
+    ) -> list[tuple[str, Callable[[], Generator[None, Any, Any]]]]:
+        """``(plugin name, call)`` of the wrappers, the outermost first."""
+        found = reversed(getattr(self.registry.manager.hook, hook).get_hookimpls())
+        return [
+            (i.plugin_name, partial(_called, i, arguments))
+            for i in found
+            if i.wrapper and i.plugin_name not in self._overdue
         ]
 
     def _call(self, plugin: str, hook: str, instance: Instance | None, call: Callable[[], Any]) -> Any:
+        own = self.registry.record(plugin).band in ("default", "first-party")
         try:
-            answer = call()
+            answer = call() if own else within(self.hook_timeout, call)
         except Interrupted:
             raise
+        except Overdue as error:
+            self._overdue.add(plugin)
+            raise self._error(
+                plugin,
+                hook,
+                instance,
+                f"{error}, and is not asked again; expected {EXPECTED.get(hook, _EXPECTED_OF_CHECK)}",
+            ) from None
         except (Exception, SystemExit) as error:
             raise self._raised(plugin, hook, instance, error) from error
         if inspect.iscoroutine(answer):
             answer.close()
-            raise self._error(plugin, hook, instance, "answered with a coroutine; hooks are plain functions")
+            raise self._error(
+                plugin,
+                hook,
+                instance,
+                f"answered with a coroutine; hooks are plain functions; expected {EXPECTED.get(hook, _EXPECTED_OF_CHECK)}",
+            )
         return answer
 
     def _who(self, plugin: str) -> str:
         return self.registry.record(plugin).describe() if plugin else "a plugin"
 
     def _raised(self, plugin: str, hook: str, instance: Instance | None, error: BaseException) -> PluginError:
-        brief = getattr(error, "brief", None) or f"{type(error).__name__}: {error}"
-        return self._error(plugin, hook, instance, f"raised {brief}")
+        brief = f"{type(error).__name__}: {getattr(error, 'brief', error)}"
+        return self._error(
+            plugin,
+            hook,
+            instance,
+            f"raised {brief.rstrip('.')}; expected {EXPECTED.get(hook, _EXPECTED_OF_CHECK)}",
+            where(error),
+        )
 
-    def _error(self, plugin: str, hook: str, instance: Instance | None, what: str) -> PluginError:
+    def _error(
+        self, plugin: str, hook: str, instance: Instance | None, what: str, details: Collection[str] = ()
+    ) -> PluginError:
         where = f" for {instance.name}" if instance is not None else ""
         return PluginError(
             f"{self._who(plugin)}: {hook}{where} {what}",
-            hint=f"report it to the plugin's author; --without {plugin} leaves it out" if plugin else "",
+            details,
+            f"report it to the plugin's author; --without {plugin} leaves it out",
             plugin=plugin,
             hook=hook,
         )
@@ -314,14 +392,35 @@ def _called(implementation: pluggy.HookImpl, arguments: Mapping[str, Any]) -> An
 def _through(wrapper: pluggy.HookImpl, arguments: Mapping[str, Any], answer: Any) -> Any:
     """What one wrapper makes of an answer."""
     generator = _called(wrapper, arguments)
-    try:
-        next(generator)
-    except StopIteration:
-        raise RuntimeError("the wrapper did not yield") from None
+    _enter(generator)
     try:
         generator.send(answer)
     except StopIteration as end:
         return end.value
+    generator.close()
+    raise RuntimeError("the wrapper yields more than once")
+
+
+def _enter(generator: Generator[None, Any, Any]) -> None:
+    try:
+        next(generator)
+    except StopIteration:
+        raise RuntimeError("the wrapper did not yield") from None
+
+
+def _leave(generator: Generator[None, Any, Any], failure: BaseException | None) -> None:
+    """Let a wrapper see the end of what it surrounds; that it passes ``failure`` on, or swallows it, is all the same."""
+    try:
+        if failure is None:
+            generator.send(None)
+        else:
+            generator.throw(failure)
+    except StopIteration:
+        return
+    except BaseException as error:
+        if error is failure:
+            return
+        raise
     generator.close()
     raise RuntimeError("the wrapper yields more than once")
 

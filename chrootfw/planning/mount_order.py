@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from chrootfw.errors import PlanError
 from chrootfw.model import Mount, MountPoint, Omit
@@ -15,11 +15,13 @@ def parents_first(points: Iterable[MountPoint]) -> list[MountPoint]:
     return sorted(points, key=lambda p: (p.at == "root", p.at, len(paths.components(p.target))))
 
 
-def merge(answers: Iterable[tuple[str, MountPoint | Omit]]) -> list[tuple[str, MountPoint]]:
+def merge(
+    answers: Iterable[tuple[str, MountPoint | Omit]], who: Callable[[str], str] = "plugin {}".format
+) -> list[tuple[str, MountPoint]]:
     """``(plugin, answer)`` pairs, asked first first, merged by place: the first for a place wins.
 
-    Returns ``(plugin, mount point)`` pairs, parents first. Raises ``PlanError`` unless exactly one
-    root (``/``) is left.
+    ``who`` describes a plugin, for blame. Returns ``(plugin, mount point)`` pairs, parents first. Raises ``PlanError``
+    unless exactly one root (``/``) is left.
     """
     chosen: dict[tuple[str, str], tuple[str, MountPoint | Omit]] = {}
     for plugin, answer in answers:
@@ -28,14 +30,14 @@ def merge(answers: Iterable[tuple[str, MountPoint | Omit]]) -> list[tuple[str, M
     if not any(p.at == "root" and p.target == "/" for _, p in points.values()):
         omitted = chosen.get(("root", "/"))
         if omitted:
-            raise PlanError(f"plugin {omitted[0]} leaves out the root mount (/), so there is nothing to start")
+            raise PlanError(f"{who(omitted[0])} leaves out the root mount (/), so there is nothing to start")
         raise PlanError(
             "no plugin answered with a mount point for the root (/)",
             hint="give the instance a disk, or enable the plugin that brings one",
         )
     for plugin, point in points.values():
         if point.at != "root" and (point.at, "/") not in {(p.at, p.target) for _, p in points.values()}:
-            raise PlanError(f"plugin {plugin} mounts {point.describe()}, but nothing is mounted on {point.at}/")
+            raise PlanError(f"{who(plugin)} mounts {point.describe()}, but nothing is mounted on {point.at}/")
     return [points[id(point)] for point in parents_first(p for _, p in points.values())]
 
 

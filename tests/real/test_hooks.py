@@ -312,6 +312,20 @@ def test_the_source_of_the_root_may_be_a_step(web1: driving.Chroot, runtime: chr
     assert not (tmp_path / "copy").exists()
 
 
+def test_a_source_whose_plugin_is_gone_is_unmounted_kept_and_named(
+    web1: driving.Chroot, runtime: chrootfw.Runtime, cli: driving.Cli, tmp_path: Path
+) -> None:
+    runtime.with_plugins(Copies(tmp_path / "copy")).start("web1")
+    failed = web1.cli("stop", expect=1)  # that process cannot import this file
+    assert web1.is_gone()
+    for words in ("Copies", "test_hooks", "make-directory", str(tmp_path / "copy"), "cleanup web1"):
+        assert words in failed.stderr
+    assert (tmp_path / "copy").exists()
+    assert [info.name for info in runtime.list()] == ["web1"]
+    web1.cli("cleanup", env={"PYTHONPATH": f"{Path(__file__).parent}:{cli.environment()['PYTHONPATH']}"})
+    assert not (tmp_path / "copy").exists()
+
+
 class Overlay:
     """An overlay whose lower layer lies outside the root."""
 

@@ -3,13 +3,13 @@
 import sys
 import types
 
-import attrs
 import pytest
 
+import chrootfw
 from chrootfw import hookimpl, plugins
 from chrootfw.errors import PluginLoadError
 from chrootfw.hookspecs import KINDS
-from chrootfw.plugins import PluginRecord, Registry, blamed
+from chrootfw.plugins import PluginRecord, Registry
 
 
 class Good:
@@ -309,38 +309,31 @@ def test_without_covers_an_instances_plugins():
     assert base.for_instance(["no_such_module:x"]).failures == []
 
 
-# Blame.
+# The plugins that a machine leaves out.
 
 
-class Boom:
-    @hookimpl
-    def chrootfw_mount(self, instance):
-        raise ZeroDivisionError
-
-
-@attrs.define
-class Unhashable:
-    size: int = 1
-
-    @hookimpl(wrapper=True)
-    def chrootfw_around_stage(self, stage):
-        if stage == "mount":
-            return
-        yield
-        yield
+def test_a_machine_leaves_plugins_out(install, tmp_path):
+    install("kit_things", kit=MOUNTS)
+    assert "kit" in [record.name for record in chrootfw.Runtime(discover=True, config_dir=tmp_path).plugins()]
+    (tmp_path / "_node.toml").write_text('without = ["kit"]')
+    runtime = chrootfw.Runtime(discover=True, config_dir=tmp_path)
+    assert "kit" not in [record.name for record in runtime.plugins()]
+    assert [record.describe() for record in runtime.plugins_left_out()] == ["plugin kit (kit_things 1.2)"]
+    assert runtime.list() == []  # and it is no definition
 
 
 @pytest.mark.parametrize(
-    ("plugin", "call", "name"),
+    ("text", "words"),
     [
-        (Boom, lambda hook: hook.chrootfw_mount(instance=None), "Boom"),
-        (Unhashable, lambda hook: hook.chrootfw_around_stage(instance=None, stage="mount"), "Unhashable"),
-        (Unhashable, lambda hook: hook.chrootfw_around_stage(instance=None, stage="kill"), "Unhashable"),
-        (Good, lambda _hook: {}["x"], ""),
+        ("without = [", "is no TOML"),
+        ('without = "kit"', "the key without is 'kit'; it must be a list of strings"),
+        ("without = [1]", "it must be a list of strings"),
+        ('with = ["kit"]', "there is no key 'with'"),
     ],
 )
-def test_blame_is_read_off_the_traceback(plugin, call, name):
-    registry = Registry([plugin], defaults=False)
-    with pytest.raises(Exception) as caught:
-        call(registry.manager.hook)
-    assert blamed(caught.value, registry) == name
+def test_what_a_machine_leaves_out_must_be_readable_for_a_start_only(tmp_path, text, words):
+    (tmp_path / "_node.toml").write_text(text)
+    (failure,) = chrootfw.Runtime(discover=True, config_dir=tmp_path).plugin_failures()
+    assert "_node.toml" in failure.brief
+    assert words in failure.brief
+    assert chrootfw.Runtime(discover=True, config_dir=tmp_path).list() == []

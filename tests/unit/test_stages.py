@@ -1,14 +1,16 @@
 """The only caller of hooks: right answers get through, wrong ones are blamed on the right plugin."""
 
+import contextvars
 import logging
+import threading
 from contextlib import suppress
 from signal import SIGKILL, SIGTERM
 
 import attrs
 import pytest
 
-from chrootfw import hookimpl
-from chrootfw.errors import InputError, Interrupted, PlanError, PluginError, StepError
+from chrootfw import config, hookimpl
+from chrootfw.errors import ChrootfwError, InputError, Interrupted, PlanError, PluginError, StepError
 from chrootfw.model import (
     NO_COMMAND,
     Command,
@@ -106,9 +108,9 @@ BAD_ANSWERS = [
     ("false", lambda self: False, "answered False: expected"),
     ("an empty list", lambda self: [], "answered []: expected"),
     ("an exception", raising(ZeroDivisionError("by zero")), "raised ZeroDivisionError: by zero"),
-    ("an error of ours", raising(InputError("no such user")), "raised no such user"),
-    ("a false accusation", raising(PluginError("it was him", plugin="Default")), "raised it was him"),
-    ("no name", raising(PluginError("somebody")), "raised somebody"),
+    ("an error of ours", raising(InputError("no such user")), "raised InputError: no such user"),
+    ("a false accusation", raising(PluginError("it was him", plugin="Default")), "raised PluginError: it was him"),
+    ("no name", raising(PluginError("somebody")), "raised PluginError: somebody"),
     ("an exit", raising(SystemExit(3)), "raised SystemExit: 3"),
     ("a coroutine", lambda self: nothing(), "answered with a coroutine"),
     ("an object without repr", lambda self: NoRepr(), "answered <"),
@@ -370,7 +372,7 @@ def test_mounts_are_merged():
     proc = MountPoint("/proc", "proc", "proc")
     asked = Asked(plugin("Disk", mount=[ROOT]), plugin("Api", mount=[proc]), plugin("Mine", mount=[Omit("/proc")]))
     assert asked.stages.mount(WEB1) == [("Disk", ROOT)]
-    with pytest.raises(PlanError, match="plugin Mine leaves out the root"):
+    with pytest.raises(PlanError, match=r"plugin Mine \(test_stages\): chrootfw_mount for web1 leaves out the root"):
         Asked(plugin("Disk", mount=[ROOT]), plugin("Mine", mount=[Omit("/")])).stages.mount(WEB1)
 
 
@@ -394,10 +396,8 @@ def test_a_bad_contribution_is_blamed(answer, words):
 
 def test_a_parameter_declared_twice_is_refused():
     size, level = Parameter("size", int, 1), Parameter("level", str)
-    assert Asked(plugin("A", parameters=[size]), plugin("B", parameters=[level])).stages.parameters() == [
-        ("A", size),
-        ("B", level),
-    ]
+    declared = Asked(plugin("A", parameters=[size]), plugin("B", parameters=[level])).stages.parameters()
+    assert [(name, attrs.evolve(found, check=size.check)) for name, found in declared] == [("A", size), ("B", level)]
     with pytest.raises(PluginError) as caught:
         Asked(
             plugin("A", parameters=[size]), plugin("B", parameters=[attrs.evolve(size, default=2)])
@@ -473,7 +473,7 @@ def test_a_failed_stage_stays_failed(wraps, failure, lenient):
         (raises_before, 0, "raised ZeroDivisionError: before"),
         (raises_after, 1, "raised ZeroDivisionError: after"),
         (never_yields, 0, "did not yield"),
-        (yields_twice, 1, "has second yield"),
+        (yields_twice, 1, "yields more than once"),
         (raising(SystemExit(3)), 0, "raised SystemExit: 3"),
     ],
     ids=["raises_before", "raises_after", "never_yields", "yields_twice", "exits"],
@@ -516,17 +516,29 @@ def test_an_innocent_surrounding_still_sees_the_end_when_another_fails():
 def test_a_wrapper_that_swallows_anothers_failure_runs_no_body_twice():
     ran = []
     asked = Asked(plugin("Bad", around_stage=wrapper(raises_after)), plugin("Swallows", around_stage=wrapper(swallows)))
-    assert around(asked, lambda: ran.append(1) or 42) == 42
-    assert ran == [1]
+    with pytest.raises(PluginError, match="plugin Bad .* raised ZeroDivisionError: after"):
+        around(asked, lambda: ran.append(1) or 42)
+    assert around(asked, lambda: ran.append(1) or 42, lenient=True) == 42
+    assert ran == [1, 1]
 
 
 def test_a_stage_that_was_kept_from_running_is_an_error_or_runs():
     asked = Asked(
         plugin("Bad", around_stage=wrapper(raises_before)), plugin("Swallows", around_stage=wrapper(swallows))
     )
-    with pytest.raises(PluginError, match="kept stage kill of web1 from running"):
+    with pytest.raises(PluginError, match="plugin Bad .* raised ZeroDivisionError: before"):
         around(asked, lambda: 42)
     assert around(asked, lambda: 42, lenient=True) == 42
+
+
+def test_the_failure_of_a_stage_hides_no_wrong_wrapper():
+    def body():
+        raise StepError("umount failed")
+
+    asked = Asked(plugin("Bad", around_stage=wrapper(replaces)))
+    with pytest.raises(StepError, match="umount failed"):
+        around(asked, body)
+    assert asked.guilty == ["Bad"]
 
 
 # Observers.
@@ -547,3 +559,80 @@ def test_an_observer_that_raises_changes_nothing(failure, caplog):
     (record,) = caplog.records
     assert "plugin Bad" in record.getMessage()
     assert type(failure).__name__ in record.getMessage()
+
+
+# Answers that never come.
+
+
+def loops(self):
+    while True:
+        pass
+
+
+def test_who_does_not_answer_is_blamed_and_not_asked_again():
+    asked = Asked(plugin("Default", kill_strategy=[TERM]), plugin("Slow", kill_strategy=loops, unmount_ordering=loops))
+    asked.stages.hook_timeout = 0.2
+    assert asked.stages.kill_strategy(WEB1, ALIVE, force=False, timeout=None) == ("Default", [TERM])
+    assert "did not come back within 0.2 s" in asked.told[0].does
+    with pytest.raises(PluginError, match="no plugin answered"):
+        asked.stages.unmount_ordering(WEB1, TABLE)
+    assert asked.guilty == ["Slow"]
+
+
+def test_the_threads_of_endless_loops_end():
+    asked = Asked(plugin("Slow", mount=loops))
+    asked.stages.hook_timeout = 0.2
+    with pytest.raises(PluginError, match="did not come back"):
+        asked.stages.mount(WEB1)
+    for thread in threading.enumerate():
+        if thread.name == "chrootfw-hook":
+            thread.join(60)
+            assert not thread.is_alive()
+
+
+def test_a_hook_has_the_context_variables_of_its_caller():
+    variable = contextvars.ContextVar("variable")
+    variable.set("mine")
+    seen = []
+    asked = Asked(plugin("A", mount=lambda self: seen.append(variable.get()) or [ROOT]))
+    asked.stages.mount(WEB1)
+    assert seen == ["mine"]
+
+
+CHECKS = [
+    (lambda value: None, ""),
+    (lambda value: "too small", "the parameter size is 1: too small"),
+    (lambda value: int("one") and None, "the parameter size is 1: invalid literal"),
+    (lambda value: 1 / 0, "plugin A (test_stages): the check of parameter size raised ZeroDivisionError"),
+    (lambda value: False, "plugin A (test_stages): the check of parameter size answered False; expected None, or"),
+    (loops, "plugin A (test_stages): the check of parameter size did not come back within 0.2 s"),
+]
+
+
+@pytest.mark.parametrize(("check", "words"), CHECKS)
+def test_the_check_of_a_parameter_is_called_like_a_hook(check, words):
+    asked = Asked(plugin("A", parameters=[Parameter("size", int, check=check)]))
+    asked.stages.hook_timeout = 0.2
+    try:
+        config.resolve(Instance("web1", params={"size": 1}), asked.stages.parameters())
+        said = ""
+    except ChrootfwError as error:
+        said = error.brief
+    assert said.startswith(words) if words else not said
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ({"name": "Size"}, "a Parameter's name is 'Size'"),
+        ({"name": 3}, "a Parameter's name is 3"),
+        ({"type": set}, "must be out of str, bool, int, float, list, dict"),
+        ({"check": "positive"}, "the check of parameter size is 'positive', not a function"),
+        ({"default": "big"}, "the default of parameter size is 'big', which is not of its type"),
+        ({"default": True}, "the default of parameter size is True"),
+    ],
+)
+def test_a_parameter_checks_itself(how, words):
+    with pytest.raises(InputError) as caught:
+        Parameter(**{"name": "size", "type": int, **how})
+    assert words in caught.value.brief
