@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     )
     from chrootfw.runtime import Runtime
     from chrootfw.system.root import Root
+    from chrootfw.typed import Hooks
     from chrootfw.views import Check, InstanceInfo, InstanceState, NodeInfo, Process
 
 _HOMES = {
@@ -66,12 +67,13 @@ _HOMES = {
     ),
     "chrootfw.runtime": ("Runtime",),
     "chrootfw.system.root": ("Root",),
+    "chrootfw.typed": ("Hooks",),
     "chrootfw.views": ("Check", "InstanceInfo", "InstanceState", "NodeInfo", "Process"),
 }  # fmt: skip
 
 __all__ = [
     "NO_COMMAND", "Check", "ChrootfwError", "Command", "DefinitionError", "DiskError", "Entry", "Escalation", "Event",
-    "HeldError", "InputError", "Instance", "InstanceInfo", "InstanceState", "Interrupted", "Interrupts", "LockError", "Mount",
+    "HeldError", "Hooks", "InputError", "Instance", "InstanceInfo", "InstanceState", "Interrupted", "Interrupts", "LockError", "Mount",
     "MountPoint", "Node", "NodeInfo", "NotFoundError", "NotSupported", "Omit", "Parameter", "Plan", "PlanError",
     "PluginError", "PluginLoadError", "PreStartError", "PrivilegeError", "Problem", "Process", "Root", "Runtime", "ScriptError", "Step",
     "StepError", "SurvivorError", "TransitionError", "TrustError", "hookimpl",

@@ -41,7 +41,7 @@ def embeds(runtime: chrootfw.Runtime) -> None:
     with runtime.running(web1) as chroot:
         assert_type(chroot.root, str)
     runtime.stop("web1", force=True, timeout=1, run_script=False, keep_mounted=True, kill_holders=True)
-    runtime.plan("restart", "web1")  # type: ignore[arg-type]  # start or stop
+    runtime.plan("restart", "web1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # start or stop
 
 
 def tells(error: chrootfw.ChrootfwError) -> tuple[str, tuple[str, ...], str]:
