@@ -336,6 +336,23 @@ def test_an_overlay_with_layers_outside_the_root(web1: driving.Chroot, runtime: 
     assert web1.is_gone()
 
 
+@pytest.mark.parametrize("plugin", [Overlay, Copies], ids=["an overlay", "a step"])
+def test_a_root_that_a_plugin_makes_stays_in_a_reboot_and_in_a_start_on_what_is_mounted(
+    web1: driving.Chroot, runtime: chrootfw.Runtime, tmp_path: Path, plugin: Callable[..., object]
+) -> None:
+    mine = runtime.with_plugins(Copies(tmp_path / "copy") if plugin is Copies else plugin())
+    mine.start("web1")
+    mine.run("web1", ["/bin/touch", "/var/mine"], check=True)
+    mine.reboot("web1")
+    assert (web1.root / "var/mine").exists()
+    mine.stop("web1", keep_mounted=True)
+    assert mine.start("web1").state == chrootfw.InstanceState.RUNNING
+    assert (web1.root / "var/mine").exists()
+    mine.stop("web1")
+    assert not (tmp_path / "copy").exists()
+    assert web1.is_gone()
+
+
 def test_a_plugin_named_in_one_definition_is_for_that_instance_alone(
     make_chroot: Callable[..., driving.Chroot], cli: driving.Cli
 ) -> None:
