@@ -13,7 +13,7 @@ from chrootfw.model import Step
 
 
 def apply(job: Job, stage: str, plugin: str, step: Step) -> Mapping[str, Any]:
-    """Record, apply, record the facts, which are returned. Raises ``StepError`` with blame."""
+    """Check, record, apply, record the facts, which are returned. Raises ``StepError`` with blame."""
     who = job.stages.registry.record(plugin)
     try:
         does, arguments = step.describe(), step.arguments()
@@ -24,6 +24,12 @@ def apply(job: Job, stage: str, plugin: str, step: Step) -> Mapping[str, Any]:
             hint="describe() returns a line, and the fields are JSON values",
             plugin=plugin,
         ) from error
+    try:
+        step.check()
+    except ChrootfwError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise StepError(f"{who.describe()}: cannot {does}: {_text(error)}") from error
     record: dict[str, Any] = {
         "kind": step.kind or type(step).__name__,
         "class": f"{type(step).__module__}:{type(step).__qualname__}",

@@ -312,6 +312,49 @@ def test_the_source_of_the_root_may_be_a_step(web1: driving.Chroot, runtime: chr
     assert not (tmp_path / "copy").exists()
 
 
+class MakesByCommand:
+    """A step of two commands before the start, and perhaps a script that fails."""
+
+    def __init__(self, path: Path, script: str = "true") -> None:
+        self.path = path
+        self.script = script
+
+    @chrootfw.hookimpl
+    def chrootfw_pre_start(self) -> list[Step]:
+        return [chrootfw.CommandStep(["mkdir", self.path], ["rm", "-r", self.path], makes=self.path)]
+
+    @chrootfw.hookimpl
+    def chrootfw_init_script(self) -> Command:
+        return Command(["/bin/sh", "-c", self.script])
+
+
+def test_a_step_of_two_commands_is_undone_by_a_stop_and_by_a_start_that_fails(
+    web1: driving.Chroot, runtime: chrootfw.Runtime, tmp_path: Path
+) -> None:
+    made = tmp_path / "made"
+    mine = runtime.with_plugins(MakesByCommand(made))
+    mine.start("web1")
+    assert made.is_dir()
+    (made / "something").touch()
+    mine.stop("web1")
+    assert not made.exists()
+    with pytest.raises(chrootfw.ScriptError):
+        runtime.with_plugins(MakesByCommand(made, "false")).start("web1")
+    assert not made.exists()
+    assert web1.is_gone()
+
+
+def test_a_step_that_refuses_what_is_there_undoes_nothing(
+    web1: driving.Chroot, runtime: chrootfw.Runtime, tmp_path: Path
+) -> None:
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made/somebody's").touch()
+    with pytest.raises(chrootfw.StepError, match="is there already"):
+        runtime.with_plugins(MakesByCommand(tmp_path / "made")).start("web1")
+    assert (tmp_path / "made/somebody's").exists()
+    assert web1.is_gone()
+
+
 class Overlay:
     """An overlay whose lower layer lies outside the root."""
 
