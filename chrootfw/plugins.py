@@ -143,7 +143,7 @@ class Registry:
             self.failures.append(
                 PluginLoadError(
                     f"{record.describe()} cannot be loaded: {type(error).__name__}: {error}",
-                    hint=f"repair or remove it, or use --without {record.name}",
+                    hint=_remedy(record, error),
                     plugin=record.name,
                 )
             )
@@ -270,6 +270,15 @@ def blamed(error: BaseException, registry: Registry) -> str:
                     name = codes.get(value.gi_code, name)
         traceback = traceback.tb_next
     return name
+
+
+def _remedy(record: PluginRecord, error: BaseException) -> str:
+    """What to do about a plugin that cannot be loaded: a ``module:attribute`` is most often just not found."""
+    module, _, attribute = record.name.partition(":")
+    missing = error.name if isinstance(error, ModuleNotFoundError) and error.name else ""
+    if attribute and missing and f"{module}.".startswith(f"{missing}."):
+        return f"install it, or name its directory in PYTHONPATH, which sudo does not pass on; --without {record.name} leaves it out"
+    return f"repair or remove it, or use --without {record.name}"
 
 
 def _import_reference(reference: str) -> object:
