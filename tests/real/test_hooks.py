@@ -355,6 +355,36 @@ def test_a_step_that_refuses_what_is_there_undoes_nothing(
     assert web1.is_gone()
 
 
+#: The parent of the shell is chrootfw.
+_KILLED_BY_ITS_STEP = """
+import chrootfw
+
+class Killed:
+    @chrootfw.hookimpl
+    def chrootfw_mount(self):
+        make = ["sh", "-c", "mkdir {path}; kill -KILL $PPID"]
+        step = chrootfw.CommandStep(make, ["rm", "-r", "{path}"], makes="{path}")
+        return [chrootfw.MountPoint("/mnt", step)]
+"""
+
+
+@pytest.mark.parametrize("verb", ["start", "stop", "cleanup"])
+def test_a_start_killed_while_the_command_of_a_step_runs_is_undone_by_the_next_verb(
+    web1: driving.Chroot, tmp_path: Path, verb: str
+) -> None:
+    made = tmp_path / "made"
+    (tmp_path / "killed.py").write_text(_KILLED_BY_ITS_STEP.replace("{path}", str(made)))
+    path = {"PYTHONPATH": f"{tmp_path}:{web1._cli.environment()['PYTHONPATH']}"}
+    web1.define(plugins=["killed:Killed"])
+    web1.cli("start", env=path, expect=-signal.SIGKILL)
+    assert made.exists()
+    web1.define()
+    web1.cli(verb)  # the plugin need not be there: the step is the core's
+    assert not made.exists()
+    web1.cli("stop")
+    assert web1.is_gone()
+
+
 class Overlay:
     """An overlay whose lower layer lies outside the root."""
 
