@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         Step,
     )
     from chrootfw.runtime import Runtime
+    from chrootfw.steps import CommandStep
     from chrootfw.system.root import Root
     from chrootfw.typed import Hooks
     from chrootfw.views import Check, InstanceInfo, InstanceState, NodeInfo, Process
@@ -66,13 +67,14 @@ _HOMES = {
         "Parameter", "Plan", "Problem", "Step",
     ),
     "chrootfw.runtime": ("Runtime",),
+    "chrootfw.steps": ("CommandStep",),
     "chrootfw.system.root": ("Root",),
     "chrootfw.typed": ("Hooks",),
     "chrootfw.views": ("Check", "InstanceInfo", "InstanceState", "NodeInfo", "Process"),
 }  # fmt: skip
 
 __all__ = [
-    "NO_COMMAND", "Check", "ChrootfwError", "Command", "DefinitionError", "DiskError", "Entry", "Escalation", "Event",
+    "NO_COMMAND", "Check", "ChrootfwError", "Command", "CommandStep", "DefinitionError", "DiskError", "Entry", "Escalation", "Event",
     "HeldError", "Hooks", "InputError", "Instance", "InstanceInfo", "InstanceState", "Interrupted", "Interrupts", "LockError", "Mount",
     "MountPoint", "Node", "NodeInfo", "NotFoundError", "NotSupported", "Omit", "Parameter", "Plan", "PlanError",
     "PluginError", "PluginLoadError", "PreStartError", "PrivilegeError", "Problem", "Process", "Root", "Runtime", "ScriptError", "Step",

@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def apply(job: Job, stage: str, plugin: str, step: Step) -> Mapping[str, Any]:
-    """Record, apply, record the facts, which are returned. Raises ``StepError`` with blame."""
+    """Check, record, apply, record the facts, which are returned. Raises ``StepError`` with blame."""
     who = job.stages.registry.record(plugin)
     try:
         does, arguments = step.describe(), step.arguments()
@@ -28,6 +28,14 @@ def apply(job: Job, stage: str, plugin: str, step: Step) -> Mapping[str, Any]:
             where(error),
             hint="describe() returns a line, and the fields are JSON values",
             plugin=plugin,
+        ) from error
+    try:
+        _within(job, plugin, step, step.check)
+    except ChrootfwError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise StepError(
+            f"{who.describe()}: {stage} for {job.name}: cannot {does}: {_text(error)}", where(error)
         ) from error
     record: dict[str, Any] = {
         "kind": step.kind or type(step).__name__,

@@ -128,6 +128,9 @@ class Step:
         """What the step does, in one line without a full stop."""
         raise NotImplementedError(f"{type(self).__name__} does not say what it does")
 
+    def check(self) -> None:
+        """Called before the step is recorded: raises when it cannot be applied. Nothing is undone then."""
+
     def apply(self) -> Mapping[str, Any] | None:
         """Do it. Returns JSON facts that ``undo`` or the core needs, such as ``{"source": path}``."""
         raise NotImplementedError(f"{type(self).__name__} cannot be applied")

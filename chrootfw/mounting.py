@@ -99,10 +99,16 @@ def name_users(job: Job, users: Sequence[str]) -> str:
     return "; ".join(lines)
 
 
-def check_same_disk(job: Job, lock_disk: Callable[[disks.Disk], None]) -> None:
-    """What is mounted on the root's mount point must be the instance's own disk. Raises ``DiskError``."""
+def check_same_disk(job: Job, points: Points, lock_disk: Callable[[disks.Disk], None]) -> None:
+    """What is mounted on the root's mount point must be the instance's own disk. Raises ``DiskError``.
+
+    A root that a plugin makes of something else (an overlay, a snapshot) is nobody's disk; the record says that it is ours.
+    """
     entries = unmounting.root_mounts(job, job.survey().mounts(job.name))
     if job.instance.disk is None or not entries:
+        return
+    made = any(p.at == "root" and p.target == "/" and p.source != job.instance.disk for _, p in points)
+    if made and job.intent is not None:
         return
     disk = disks.identify(job.instance.disk, seconds=job.disk_timeout)
     disks.check_place(disk, job.run_dir)

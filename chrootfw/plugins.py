@@ -160,7 +160,7 @@ class Registry:
                 PluginLoadError(
                     f"{record.describe()} cannot be loaded: {type(error).__name__}: {error}",
                     where(error),
-                    hint=f"repair or remove it, or use --without {record.name}",
+                    _remedy(record, error),
                     plugin=record.name,
                 )
             )
@@ -269,6 +269,15 @@ def entry_points(group: str) -> list[tuple[PluginRecord, Any]]:
         record = PluginRecord(point.name, band, dist.name if dist else "", dist.version if dist else "")
         found.setdefault(point.name, (record, point.load))
     return [found[name] for name in sorted(found, key=lambda name: (found[name][0].band != "first-party", name))]
+
+
+def _remedy(record: PluginRecord, error: BaseException) -> str:
+    """What to do about a plugin that cannot be loaded: a ``module:attribute`` is most often just not found."""
+    module, _, attribute = record.name.partition(":")
+    missing = error.name if isinstance(error, ModuleNotFoundError) and error.name else ""
+    if attribute and missing and f"{module}.".startswith(f"{missing}."):
+        return f"install it, or name its directory in PYTHONPATH, which sudo does not pass on; --without {record.name} leaves it out"
+    return f"repair or remove it, or use --without {record.name}"
 
 
 def _import_reference(reference: str) -> object:

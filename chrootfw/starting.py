@@ -84,7 +84,7 @@ def _start_on_mounted(
     job: Job, answers: Answers, fresh_intent: dict[str, Any], lock_disk: Callable[[disks.Disk], None]
 ) -> None:
     """The root is mounted: it must be this disk. What is mounted in it is made afresh."""
-    mounting.check_same_disk(job, lock_disk)
+    mounting.check_same_disk(job, answers.points, lock_disk)
     before = job.intent
     steps = before["steps"] if before else []
     known = before["disks"] if before else mounting.describe_disks(job, answers.points)

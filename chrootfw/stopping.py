@@ -137,7 +137,7 @@ def reboot(job: Job, answers: Answers) -> None:
     """
     state = job.survey().state(job.name, job.intent)
     transitions.check("reboot", job.name, state)
-    mounting.check_same_disk(job, lambda _disk: None)
+    mounting.check_same_disk(job, answers.points, lambda _disk: None)
     end_processes(job, force=False, timeout=None, run_script=None, kill_holders=False)
     starting.start_again(job, answers)
 

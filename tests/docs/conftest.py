@@ -31,10 +31,11 @@ def _origin(package: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def machine() -> None:
-    """A machine on which the examples can be done."""
+def machine() -> dict[str, str]:
+    """A machine on which the examples can be done; what they must find in their environment."""
     assert os.geteuid() == 0, "the examples mount file systems and must be done as root"
     prepare.install_tools()
+    return {"CHROOTFW_TESTS_DOWNLOADS": str(prepare.downloads())}
 
 
 @pytest.fixture(scope="session")

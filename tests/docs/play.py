@@ -23,7 +23,7 @@ import sys
 import time
 import tomllib
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ import fenced
 _TREE = Path(__file__).resolve().parents[2]
 #: Seconds within which every single command must end.
 _DEADLINE = 120.0
+#: Seconds that a process has to end by itself before it counts as left.
+_LAST_WORDS = 5.0
 _SAID_SO = "--example-has-ended--"
 
 
@@ -57,12 +59,32 @@ def main(scratch: Path, page: Path, tutorial: Path | None) -> int:
         finally:
             if Path("/run/chrootfw").is_dir():
                 ground.know_run_dir(Path("/run/chrootfw"))
+            _let_end(ground.snapshot().processes - before.processes)
             after = ground.snapshot()
             after.clear(before)
     left = after.differences(before)
     if left:
         print(f"{page.name}: its examples leave something:\n  " + "\n  ".join(left))
     return 1 if left else 0
+
+
+def _let_end(processes: Set[Any]) -> None:
+    """A daemon whose mount is gone, or whose master has ended, may be about to end by itself."""
+    poller = select.poll()
+    opened = {}
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            opened[os.pidfd_open(process.pid)] = process
+    for pidfd in opened:
+        poller.register(pidfd, select.POLLIN)
+    deadline = time.monotonic() + _LAST_WORDS
+    waiting = len(opened)
+    while waiting and time.monotonic() < deadline:
+        for pidfd, _ in poller.poll((deadline - time.monotonic()) * 1000):
+            poller.unregister(pidfd)
+            waiting -= 1
+    for pidfd in opened:
+        os.close(pidfd)
 
 
 # -- the machine ----------------------------------------------------------------------------------------
@@ -80,8 +102,9 @@ def _make_world(scratch: Path) -> dict[str, str]:
         _run("mount", "--bind", str(scratch / name), f"/{name}")
     _run("busybox", "ip", "link", "set", "lo", "up")
     packages = os.pathsep.join([str(scratch / "site"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    downloads = os.environ["CHROOTFW_TESTS_DOWNLOADS"]
     for command, text in _COMMANDS.items():
-        (scratch / "bin" / command).write_text(text.replace("PACKAGES", packages))
+        (scratch / "bin" / command).write_text(text.replace("PACKAGES", packages).replace("DOWNLOADS", downloads))
         (scratch / "bin" / command).chmod(0o755)
     os.chdir("/")
     sys.path.insert(0, str(scratch / "site"))
@@ -94,13 +117,15 @@ def _make_world(scratch: Path) -> dict[str, str]:
     }
 
 
-#: The chrootfw and the Python of the tests; apt-get only looks whether what it is to install is installed.
-_PYTHON = f'#!/bin/sh\nexport PYTHONPATH="PACKAGES:$PYTHONPATH"\nexec {sys.executable}'
+#: The chrootfw and the Python of the tests; apt-get only looks whether what it is to install is installed,
+#: and has downloaded before.
+_PYTHON = f'#!/bin/sh\nexport PYTHONPATH="PACKAGES${{PYTHONPATH:+:$PYTHONPATH}}"\nexec {sys.executable}'
 _COMMANDS = {
-    "chrootfw": f'{_PYTHON} -m chrootfw "$@"\n',
+    "chrootfw": f'{_PYTHON} -P -m chrootfw "$@"\n',  # as installed: the current directory is not looked into
     "python3": f'{_PYTHON} "$@"\n',
     "apt-get": """#!/bin/sh
 [ "$1" = update ] && exit 0
+[ "$1" = download ] && shift && for word; do cp -- "DOWNLOADS/$word".deb . || exit 1; done && exit 0
 [ "$1" = install ] || exit 1
 shift
 for word; do
@@ -125,6 +150,7 @@ class Stage:
 
     def __init__(self, scratch: Path, environment: Mapping[str, str]) -> None:
         self.site = scratch / "site"
+        self.installed: set[Path] = set()
         self.shell = Shell(scratch / "command", environment)
         self.names: dict[str, Any] = {"__name__": "__main__"}
 
@@ -162,9 +188,12 @@ class Stage:
         file.chmod(0o755 if block.text.startswith("#!") else 0o644)
         if file.name == "pyproject.toml":
             self._install(file)
+        elif file.suffix == ".py" and file.parent in self.installed:
+            self._link(file)
 
     def _install(self, project: Path) -> None:
-        """What pip makes of a project of a few modules: the modules on the path, and the entry points beside them."""
+        """What pip install --editable makes of a project of a few modules: the modules on the path, those written later
+        too, and the entry points beside them."""
         table = tomllib.loads(project.read_text())["project"]
         information = self.site / f"{table['name'].replace('-', '_')}-{table['version']}.dist-info"
         information.mkdir()
@@ -175,8 +204,15 @@ class Stage:
         for group, points in table["entry-points"].items():
             lines += [f"[{group}]", *(f"{name} = {value}" for name, value in points.items())]
         (information / "entry_points.txt").write_text("\n".join(lines) + "\n")
+        self.installed.add(project.parent)
         for module in project.parent.glob("*.py"):
-            (self.site / module.name).symlink_to(module)
+            self._link(module)
+
+    def _link(self, module: Path) -> None:
+        link = self.site / module.name
+        if not link.is_symlink():
+            link.symlink_to(module)
+        importlib.invalidate_caches()
 
     def _type(self, block: fenced.Block) -> None:
         shown = fenced.commands(block)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import html.parser
 import re
 import subprocess
@@ -31,7 +32,7 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 @pytest.fixture
 def play(
-    machine: None, environment: dict[str, str], tmp_path: Path
+    machine: dict[str, str], environment: dict[str, str], tmp_path: Path
 ) -> Callable[[Path], subprocess.CompletedProcess[str]]:
     """Do the examples of a page, on a machine that the host does not see."""
 
@@ -42,7 +43,7 @@ def play(
         pages = [page] if page == TUTORIAL else [page, TUTORIAL]
         return subprocess.run(
             [*apart, sys.executable, str(PLAY), str(scratch), *map(str, pages)],
-            env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600,
+            env={**environment, **machine}, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600,
         )  # fmt: skip
 
     return run
@@ -106,6 +107,41 @@ def test_every_block_says_what_it_is(page: Path) -> None:
     languages = {"console", "python", "toml", "json", "text", "sh", "{toctree}", "{eval-rst}", "{include}"}
     strange = [str(block) for block in fenced.blocks(page) if block.language not in languages]
     assert not strange
+
+
+# -- a plugin for each stage ----------------------------------------------------------------------------
+
+#: The modules of the page, the hooks that they answer, and the class that an instance names.
+STAGES = {
+    "snapshot": ("chrootfw_mount", "Snapshot"),
+    "throwaway": ("chrootfw_mount", "Throwaway"),
+    "low_space": ("chrootfw_pre_start", "LowSpace"),
+    "watched": ("chrootfw_pre_start", "Watched"),
+    "runlevel": ("chrootfw_init_script", "Runlevel2"),
+    "single": ("chrootfw_init_script", "Single"),
+    "quit_first": ("chrootfw_kill_strategy", "QuitFirst"),
+    "network_first": ("chrootfw_unmount_ordering", "NetworkFirst"),
+}
+STAGES_PAGE = fenced.blocks(DOCS / "stages.md")
+
+
+@pytest.mark.parametrize("module", STAGES)
+def test_a_stage_is_overridden_by_a_plugin_that_an_instance_uses(module: str) -> None:
+    hook, attribute = STAGES[module]
+    (shown,) = [block for block in STAGES_PAGE if Path(block.caption).name == f"{module}.py"]
+    assert f"def {hook}(self" in shown.text
+    uses = [block for block in STAGES_PAGE if block.language in ("toml", "console") and block.line > shown.line]
+    assert any(f'plugins=["{module}:{attribute}"]' in block.text.replace("plugins = ", "plugins=") for block in uses)
+
+
+@pytest.mark.parametrize("block", [block for block in STAGES_PAGE if block.language == "python"], ids=str)
+def test_a_plugin_that_overrides_a_stage_has_fifteen_lines_at_most(block: fenced.Block) -> None:
+    """All of them as they are shown, empty ones and comments too, none of them a long one."""
+    lines = block.text.splitlines()
+    assert len(lines) <= 15
+    assert max(map(len, lines)) <= 120
+    statements = [node.lineno for node in ast.walk(ast.parse(block.text)) if isinstance(node, ast.stmt)]
+    assert len(statements) == len(set(statements)), "one statement a line"
 
 
 # -- the reference --------------------------------------------------------------------------------------

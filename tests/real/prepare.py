@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import os
 import subprocess
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,9 @@ TOOLS = (
     "fdisk",
     "mmdebstrap",
     "mount",
+    "openssh-sftp-server",
     "squashfs-tools",
+    "sshfs",
     "strace",
     "util-linux",
     "xfsprogs",
@@ -35,12 +38,16 @@ SUITE = "bookworm"
 #: What the Debian system holds beside Debian's own minimal set.
 SERVICES = ("cron", "nginx-light", "procps", "redis-server")
 
+#: Packages of which the examples of the pages take files, without installing them.
+DOWNLOADS = ("sysv-rc", "sysvinit-utils")
+
 #: Counts the ways in which ``debian_system`` makes it; a new one makes a new cache entry.
 RECIPE = 1
 
 
 def main() -> None:
     install_tools()
+    print(downloads())
     print(debian_system())
 
 
@@ -55,10 +62,32 @@ def install_tools() -> None:
         _apt(command)
 
 
+def downloads() -> Path:
+    """A directory with the packages DOWNLOADS as NAME.deb, from the machine's own package sources."""
+    directory = _cache() / "downloads"
+    directory.mkdir(parents=True, exist_ok=True)
+    with _alone(directory / "lock"):
+        for package in DOWNLOADS:
+            if not (directory / f"{package}.deb").exists():
+                if not _debian_sources():
+                    _apt(["apt-get", "update"])
+                _download(package, directory)
+    return directory
+
+
+def _download(package: str, directory: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=directory) as scratch:
+        subprocess.run(
+            ["apt-get", "--quiet=2", "--option=APT::Sandbox::User=root", "download", package], cwd=scratch, check=True
+        )
+        (file,) = Path(scratch).glob("*.deb")
+        file.rename(directory / f"{package}.deb")  # whole or not at all
+
+
 def debian_system() -> Path:
     """A tar file with a Debian system, from the machine's own package sources."""
     recipe = repr((RECIPE, SUITE, SERVICES))
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "chrootfw-tests"
+    cache = _cache()
     archive = cache / f"{SUITE}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.tar"
     if archive.exists():
         return archive
@@ -81,6 +110,10 @@ def _build(archive: Path) -> None:
         subprocess.run([*command, "-"], input="\n".join(sources) + "\n", text=True, check=True)
     else:  # a machine of another distribution: mmdebstrap knows where Debian is
         subprocess.run(command, stdin=subprocess.DEVNULL, check=True)
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "chrootfw-tests"
 
 
 def _debian_sources() -> list[str]:

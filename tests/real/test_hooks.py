@@ -326,6 +326,79 @@ def test_a_source_whose_plugin_is_gone_is_unmounted_kept_and_named(
     assert not (tmp_path / "copy").exists()
 
 
+class MakesByCommand:
+    """A step of two commands before the start, and perhaps a script that fails."""
+
+    def __init__(self, path: Path, script: str = "true") -> None:
+        self.path = path
+        self.script = script
+
+    @chrootfw.hookimpl
+    def chrootfw_pre_start(self) -> list[Step]:
+        return [chrootfw.CommandStep(["mkdir", self.path], ["rm", "-r", self.path], makes=self.path)]
+
+    @chrootfw.hookimpl
+    def chrootfw_init_script(self) -> Command:
+        return Command(["/bin/sh", "-c", self.script])
+
+
+def test_a_step_of_two_commands_is_undone_by_a_stop_and_by_a_start_that_fails(
+    web1: driving.Chroot, runtime: chrootfw.Runtime, tmp_path: Path
+) -> None:
+    made = tmp_path / "made"
+    mine = runtime.with_plugins(MakesByCommand(made))
+    mine.start("web1")
+    assert made.is_dir()
+    (made / "something").touch()
+    mine.stop("web1")
+    assert not made.exists()
+    with pytest.raises(chrootfw.ScriptError):
+        runtime.with_plugins(MakesByCommand(made, "false")).start("web1")
+    assert not made.exists()
+    assert web1.is_gone()
+
+
+def test_a_step_that_refuses_what_is_there_undoes_nothing(
+    web1: driving.Chroot, runtime: chrootfw.Runtime, tmp_path: Path
+) -> None:
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made/somebody's").touch()
+    with pytest.raises(chrootfw.StepError, match="is there already"):
+        runtime.with_plugins(MakesByCommand(tmp_path / "made")).start("web1")
+    assert (tmp_path / "made/somebody's").exists()
+    assert web1.is_gone()
+
+
+#: The parent of the shell is chrootfw.
+_KILLED_BY_ITS_STEP = """
+import chrootfw
+
+class Killed:
+    @chrootfw.hookimpl
+    def chrootfw_mount(self):
+        make = ["sh", "-c", "mkdir {path}; kill -KILL $PPID"]
+        step = chrootfw.CommandStep(make, ["rm", "-r", "{path}"], makes="{path}")
+        return [chrootfw.MountPoint("/mnt", step)]
+"""
+
+
+@pytest.mark.parametrize("verb", ["start", "stop", "cleanup"])
+def test_a_start_killed_while_the_command_of_a_step_runs_is_undone_by_the_next_verb(
+    web1: driving.Chroot, tmp_path: Path, verb: str
+) -> None:
+    made = tmp_path / "made"
+    (tmp_path / "killed.py").write_text(_KILLED_BY_ITS_STEP.replace("{path}", str(made)))
+    path = {"PYTHONPATH": f"{tmp_path}:{web1._cli.environment()['PYTHONPATH']}"}
+    web1.define(plugins=["killed:Killed"])
+    web1.cli("start", env=path, expect=-signal.SIGKILL)
+    assert made.exists()
+    web1.define()
+    web1.cli(verb)  # the plugin need not be there: the step is the core's
+    assert not made.exists()
+    web1.cli("stop")
+    assert web1.is_gone()
+
+
 class Overlay:
     """An overlay whose lower layer lies outside the root."""
 
@@ -347,6 +420,23 @@ def test_an_overlay_with_layers_outside_the_root(web1: driving.Chroot, runtime: 
     mine.stop("web1")
     assert web1.calls() == []
     assert not (web1.disk / "var/thrown-away").exists()
+    assert web1.is_gone()
+
+
+@pytest.mark.parametrize("plugin", [Overlay, Copies], ids=["an overlay", "a step"])
+def test_a_root_that_a_plugin_makes_stays_in_a_reboot_and_in_a_start_on_what_is_mounted(
+    web1: driving.Chroot, runtime: chrootfw.Runtime, tmp_path: Path, plugin: Callable[..., object]
+) -> None:
+    mine = runtime.with_plugins(Copies(tmp_path / "copy") if plugin is Copies else plugin())
+    mine.start("web1")
+    mine.run("web1", ["/bin/touch", "/var/mine"], check=True)
+    mine.reboot("web1")
+    assert (web1.root / "var/mine").exists()
+    mine.stop("web1", keep_mounted=True)
+    assert mine.start("web1").state == chrootfw.InstanceState.RUNNING
+    assert (web1.root / "var/mine").exists()
+    mine.stop("web1")
+    assert not (tmp_path / "copy").exists()
     assert web1.is_gone()
 
 

@@ -292,6 +292,21 @@ def test_an_instances_unknown_plugin_is_a_failure(install, name, words):
     assert failure.plugin == name
 
 
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("no_such_module:x", "PYTHONPATH"),
+        ("no_such_package.module:x", "PYTHONPATH"),
+        ("needy_plugin:x", "repair or remove it"),
+        ("needy_plugin.part:x", "repair or remove it"),
+    ],
+)
+def test_a_module_that_python_does_not_find_is_told_from_one_that_needs_another(install, name, says):
+    install("chrootfw_own", group=plugins.INSTANCE_GROUP, needy="import no_such_module")
+    (failure,) = Registry(defaults=False).for_instance([name]).failures
+    assert says in failure.hint
+
+
 def test_an_instances_plugin_by_reference(install):
     install(
         "chrootfw_ref",
