@@ -17,7 +17,7 @@ from typing import Any
 import attrs
 import pluggy
 
-from chrootfw import hookspecs
+from chrootfw import deprecated, hookspecs
 from chrootfw.errors import PluginError, PluginLoadError
 
 #: The described behaviour, one module a stage; asked last.
@@ -181,6 +181,7 @@ class Registry:
                 plugin=name,
             ) from error
         self.records[name] = attrs.evolve(record, hooks=hooks)
+        deprecated.warn(self.manager, name, record.describe())
 
     def _checked_hooks(self, plugin: object, record: PluginRecord) -> Iterator[str]:
         """The names of its hooks; refuses unknown names, coroutines, and *surround* hooks that do not wrap."""
