@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from chrootfw.deprecated import ChrootfwDeprecationWarning
     from chrootfw.errors import (
         ChrootfwError,
         DefinitionError,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from chrootfw.views import Check, InstanceInfo, InstanceState, NodeInfo, Process
 
 _HOMES = {
+    "chrootfw.deprecated": ("ChrootfwDeprecationWarning",),
     "chrootfw.errors": (
         "ChrootfwError", "DefinitionError", "DiskError", "HeldError", "InputError", "Interrupted", "LockError",
         "NotFoundError", "NotSupported", "PlanError", "PluginError", "PluginLoadError", "PreStartError", "PrivilegeError",
@@ -74,7 +76,7 @@ _HOMES = {
 }  # fmt: skip
 
 __all__ = [
-    "NO_COMMAND", "Check", "ChrootfwError", "Command", "CommandStep", "DefinitionError", "DiskError", "Entry", "Escalation", "Event",
+    "NO_COMMAND", "Check", "ChrootfwDeprecationWarning", "ChrootfwError", "Command", "CommandStep", "DefinitionError", "DiskError", "Entry", "Escalation", "Event",
     "HeldError", "Hooks", "InputError", "Instance", "InstanceInfo", "InstanceState", "Interrupted", "Interrupts", "LockError", "Mount",
     "MountPoint", "Node", "NodeInfo", "NotFoundError", "NotSupported", "Omit", "Parameter", "Plan", "PlanError",
     "PluginError", "PluginLoadError", "PreStartError", "PrivilegeError", "Problem", "Process", "Root", "Runtime", "ScriptError", "Step",

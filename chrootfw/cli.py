@@ -45,8 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     inside = next((word for word in arguments if not word.startswith("-")), "") in ("exec", "shell")
     try:
         options = _parse(arguments)
-        os.chdir("/")  # a caller who stands inside an instance must not make its mounts busy twice
         run: Callable[[argparse.Namespace], int] = options.run
+        if run is not _new_plugin:  # which writes where its caller stands
+            os.chdir("/")  # a caller who stands inside an instance must not make its mounts busy twice
         status = run(options)
         sys.stdout.flush()
         return status
@@ -350,6 +351,22 @@ def _powercycle(options: argparse.Namespace) -> int:
     return DONE
 
 
+def _new_plugin(options: argparse.Namespace) -> int:
+    from chrootfw import scaffold
+
+    directory, files = scaffold.write(options.plugin, options.directory)
+    if options.json:
+        _print_json({"directory": directory, "files": files})
+        return DONE
+    import shlex
+
+    print(f"wrote {directory}:", *files, sep="\n  ")
+    print("next:")
+    for command in (f"cd {shlex.quote(directory)}", "python3 -m pip install -e '.[test]'", "python3 -m pytest"):
+        print(f"  {command}")
+    return DONE
+
+
 def _demo(_options: argparse.Namespace) -> int:
     from chrootfw import demo
 
@@ -557,6 +574,11 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("what", choices=("start", "stop"))
     added.add_argument("name", metavar="NAME", help="the instance")
     definition_flags(added)
+    added = verb(
+        "new-plugin", _new_plugin, "write the project of a plugin: a module, its tests, its packaging", named=False
+    )
+    added.add_argument("plugin", metavar="NAME", help="what the plugin does, such as quit-first")
+    added.add_argument("--directory", metavar="DIR", help="where; empty, or not there yet (./chrootfw-NAME)")
     added = verb("powercycle", _powercycle, "reset this machine at once", named=False)
     added.add_argument("--yes-really", action="store_true", help="do it")
     return parser

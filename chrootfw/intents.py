@@ -7,7 +7,7 @@ Never a source of state: whether an instance runs, the kernel alone knows. ``RUN
     namespace    the mount namespace in which the instance was started (an inode)
     instance     the resolved instance (Instance.to_dict)
     definition   the text of the definition file used, or null
-    plugins      [{"name", "distribution", "version"}] as started
+    plugins      [{"name", "distribution", "version", "band"}] as started; "band" may be missing
     phase        "starting", "started" or "stopping"
     init_ran     whether the init script was called with "start"
     stop_done    whether it was called with "stop" and came to its end

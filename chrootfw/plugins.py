@@ -17,7 +17,7 @@ from typing import Any
 import attrs
 import pluggy
 
-from chrootfw import hookspecs
+from chrootfw import deprecated, hookspecs
 from chrootfw.errors import PluginError, PluginLoadError
 from chrootfw.hook_calls import where
 
@@ -201,6 +201,7 @@ class Registry:
                 plugin=name,
             ) from error
         self.records[name] = attrs.evolve(record, hooks=hooks)
+        deprecated.warn(self.manager, name, record.describe())
 
     def _checked_hooks(self, plugin: object, record: PluginRecord) -> Iterator[str]:
         """The names of its hooks; refuses unknown names, coroutines, and *surround* hooks that do not wrap."""

@@ -442,7 +442,7 @@ class Runtime:
             "instance": job.instance.to_dict(),
             "definition": text,
             "plugins": [
-                {"name": r.name, "distribution": r.distribution, "version": r.version}
+                {"name": r.name, "distribution": r.distribution, "version": r.version, "band": r.band}
                 for r in job.stages.registry.records.values()
                 if r.band != "first-party" or r.name in answered
             ],
@@ -539,6 +539,8 @@ class Runtime:
                 notes.append(error.brief)
         job = self._job(recorded, registry)
         job.intent = intent
+        if intent is not None and registry.discover:  # who leaves all plugins out knows it
+            notes += _gone(intent, registry)
         for note in notes:
             job.warn("", note)
         for failure in registry.failures:
@@ -605,6 +607,15 @@ class Runtime:
             return []
         job = self._job_of_recorded(instance, name)
         return builtins.list(stopping.plan_steps(job, state=survey.state(name, job.intent)))
+
+
+def _gone(intent: Mapping[str, Any], registry: Registry) -> Iterator[str]:
+    """A sentence for each installed plugin that was there at the start and is not now."""
+    known = {*registry.records, *registry.without, *(failure.plugin for failure in registry.failures)}
+    for each in intent["plugins"]:
+        if each.get("band") == "installed" and each["name"] not in known:
+            who = PluginRecord(each["name"], "installed", each["distribution"] or "", each["version"] or "").describe()
+            yield f"{who} was installed when {intent['instance']['name']} was started and is not now: it is not asked"
 
 
 def _table(instance: Instance) -> dict[str, Any]:

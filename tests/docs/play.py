@@ -104,7 +104,9 @@ def _make_world(scratch: Path) -> dict[str, str]:
     packages = os.pathsep.join([str(scratch / "site"), *filter(None, [os.environ.get("PYTHONPATH")])])
     downloads = os.environ["CHROOTFW_TESTS_DOWNLOADS"]
     for command, text in _COMMANDS.items():
-        (scratch / "bin" / command).write_text(text.replace("PACKAGES", packages).replace("DOWNLOADS", downloads))
+        text = text.replace("PACKAGES", packages).replace("DOWNLOADS", downloads)
+        text = text.replace("SITE", str(scratch / "site"))
+        (scratch / "bin" / command).write_text(text)
         (scratch / "bin" / command).chmod(0o755)
     os.chdir("/")
     sys.path.insert(0, str(scratch / "site"))
@@ -117,12 +119,14 @@ def _make_world(scratch: Path) -> dict[str, str]:
     }
 
 
-#: The chrootfw and the Python of the tests; apt-get only looks whether what it is to install is installed,
-#: and has downloaded before.
+#: The chrootfw and the Python of the tests; apt-get only looks whether what it is to install is installed, and has
+#: downloaded before; pip installs nothing but projects of a few modules (tests/plugins/test_distribution.py is about
+#: the real one).
 _PYTHON = f'#!/bin/sh\nexport PYTHONPATH="PACKAGES${{PYTHONPATH:+:$PYTHONPATH}}"\nexec {sys.executable}'
 _COMMANDS = {
     "chrootfw": f'{_PYTHON} -P -m chrootfw "$@"\n',  # as installed: the current directory is not looked into
     "python3": f'{_PYTHON} "$@"\n',
+    "pip": f'{_PYTHON} {__file__} --pip SITE "$@"\n',
     "apt-get": """#!/bin/sh
 [ "$1" = update ] && exit 0
 [ "$1" = download ] && shift && for word; do cp -- "DOWNLOADS/$word".deb . || exit 1; done && exit 0
@@ -187,32 +191,10 @@ class Stage:
         file.write_text(block.text, encoding="utf-8")
         file.chmod(0o755 if block.text.startswith("#!") else 0o644)
         if file.name == "pyproject.toml":
-            self._install(file)
+            install(file.parent, self.site)
+            self.installed.add(file.parent)
         elif file.suffix == ".py" and file.parent in self.installed:
-            self._link(file)
-
-    def _install(self, project: Path) -> None:
-        """What pip install --editable makes of a project of a few modules: the modules on the path, those written later
-        too, and the entry points beside them."""
-        table = tomllib.loads(project.read_text())["project"]
-        information = self.site / f"{table['name'].replace('-', '_')}-{table['version']}.dist-info"
-        information.mkdir()
-        (information / "METADATA").write_text(
-            f"Metadata-Version: 2.1\nName: {table['name']}\nVersion: {table['version']}\n"
-        )
-        lines = []
-        for group, points in table["entry-points"].items():
-            lines += [f"[{group}]", *(f"{name} = {value}" for name, value in points.items())]
-        (information / "entry_points.txt").write_text("\n".join(lines) + "\n")
-        self.installed.add(project.parent)
-        for module in project.parent.glob("*.py"):
-            self._link(module)
-
-    def _link(self, module: Path) -> None:
-        link = self.site / module.name
-        if not link.is_symlink():
-            link.symlink_to(module)
-        importlib.invalidate_caches()
+            _link(file, self.site)
 
     def _type(self, block: fenced.Block) -> None:
         shown = fenced.commands(block)
@@ -237,6 +219,30 @@ class Stage:
         said = "\n".join(filter(str.strip, printed.getvalue().splitlines()))
         if promised and not fenced.is_as_shown(promised, said):
             raise Different(f"{block} printed:\n{printed.getvalue()}\nand not:\n" + "\n".join(promised))
+
+
+def install(project: Path, site: Path) -> None:
+    """What pip install --editable makes of a project of a few modules: the modules on the path, and the entry points
+    beside them."""
+    table = tomllib.loads((project / "pyproject.toml").read_text())["project"]
+    information = site / f"{table['name'].replace('-', '_')}-{table['version']}.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {table['name']}\nVersion: {table['version']}\n"
+    )
+    lines = []
+    for group, points in table["entry-points"].items():
+        lines += [f"[{group}]", *(f"{name} = {value}" for name, value in points.items())]
+    (information / "entry_points.txt").write_text("\n".join(lines) + "\n")
+    for module in project.glob("*.py"):
+        _link(module, site)
+
+
+def _link(module: Path, site: Path) -> None:
+    link = site / module.name
+    if not link.is_symlink():
+        link.symlink_to(module.resolve())
+    importlib.invalidate_caches()
 
 
 class Shell:
@@ -284,6 +290,13 @@ class Shell:
         self.process.communicate()
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and sys.argv[1] == "--pip":
+    site, verb, *words = sys.argv[2:]
+    if verb != "install":
+        raise SystemExit(f"pip {verb} is not played; see _COMMANDS")
+    for word in words:
+        if not word.startswith("-"):
+            install(Path(word.partition("[")[0]).resolve(), Path(site))
+elif __name__ == "__main__":
     first, second, *rest = (Path(argument).resolve() for argument in sys.argv[1:])
     raise SystemExit(main(first, second, rest[0] if rest else None))

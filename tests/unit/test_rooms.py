@@ -38,11 +38,11 @@ FLOORS = (
         "system.users",
         "system.trees",
     ),
-    ("hookspecs", "typed", "hook_calls", "plugins", "stages", "steps", "interrupts"),
+    ("hookspecs", "typed", "hook_calls", "deprecated", "plugins", "stages", "steps", "interrupts"),
     ("intents", "inventory", "entering", "config"),
     ("jobs", "pipes", "scripts", "killing", "unmounting", "debts", "mounting", "starting", "stopping"),
     ("node", "verify", "runtime"),
-    ("display", "demo_files", "demo", "cli", "__main__"),
+    ("display", "demo_files", "demo", "scaffold", "cli", "__main__"),
 )
 RANK = {room: number for number, room in enumerate(room for floor in FLOORS for room in floor)}
 
