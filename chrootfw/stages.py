@@ -426,6 +426,8 @@ def _leave(generator: Generator[None, Any, Any], failure: BaseException | None) 
 
 
 def _shown(value: object) -> str:
+    if isinstance(value, list | tuple) and value and all(isinstance(item, Mount) for item in value):
+        return f"[{', '.join(item.target for item in value)}]"
     try:
         text = repr(value)
     except Exception:  # blame must be told whatever the answer is
