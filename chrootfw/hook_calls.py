@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextvars
 import ctypes
+import importlib
 import os
 import threading
 from collections.abc import Callable
@@ -18,7 +19,8 @@ T = TypeVar("T")
 #: Seconds that a hook has for its answer: hooks decide, and touch nothing.
 HOOK_TIMEOUT = 10.0
 
-_HERE = os.path.dirname(__file__)
+#: Frames that are nobody's fault: chrootfw's, the import's, and what has no file.
+_NOT_TOLD = (os.path.dirname(__file__) + "/", os.path.dirname(importlib.__file__) + "/", "<")
 
 
 class Overdue(Exception):
@@ -63,6 +65,6 @@ def where(error: BaseException) -> list[str]:
     import traceback
 
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if not frame.filename.startswith((_HERE, "<")):
+        if not frame.filename.startswith(_NOT_TOLD):
             return [f"{frame.filename}, line {frame.lineno}, in {frame.name}: {frame.line}"]
     return []
