@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         Entry,
         Escalation,
         Event,
+        EventKind,
         Instance,
         Mount,
         MountPoint,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
         Parameter,
         Plan,
         Problem,
+        Stage,
         Step,
     )
     from chrootfw.runtime import Runtime
@@ -61,8 +63,8 @@ _HOMES = {
     "chrootfw.hookspecs": ("hookimpl",),
     "chrootfw.interrupts": ("Interrupts",),
     "chrootfw.model": (
-        "NO_COMMAND", "Command", "Entry", "Escalation", "Event", "Instance", "Mount", "MountPoint", "Node", "Omit",
-        "Parameter", "Plan", "Problem", "Step",
+        "NO_COMMAND", "Command", "Entry", "Escalation", "Event", "EventKind", "Instance", "Mount", "MountPoint", "Node",
+        "Omit", "Parameter", "Plan", "Problem", "Stage", "Step",
     ),
     "chrootfw.runtime": ("Runtime",),
     "chrootfw.system.root": ("Root",),
@@ -71,9 +73,9 @@ _HOMES = {
 
 __all__ = [
     "NO_COMMAND", "Check", "ChrootfwError", "Command", "DefinitionError", "DiskError", "Entry", "Escalation", "Event",
-    "HeldError", "InputError", "Instance", "InstanceInfo", "InstanceState", "Interrupted", "Interrupts", "LockError", "Mount",
+    "EventKind", "HeldError", "InputError", "Instance", "InstanceInfo", "InstanceState", "Interrupted", "Interrupts", "LockError", "Mount",
     "MountPoint", "Node", "NodeInfo", "NotFoundError", "NotSupported", "Omit", "Parameter", "Plan", "PlanError",
-    "PluginError", "PluginLoadError", "PreStartError", "PrivilegeError", "Problem", "Process", "Root", "Runtime", "ScriptError", "Step",
+    "PluginError", "PluginLoadError", "PreStartError", "PrivilegeError", "Problem", "Process", "Root", "Runtime", "ScriptError", "Stage", "Step",
     "StepError", "SurvivorError", "TransitionError", "TrustError", "hookimpl",
 ]  # fmt: skip
 

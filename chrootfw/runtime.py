@@ -23,7 +23,7 @@ from chrootfw.errors import (
 )
 from chrootfw.interrupts import Interrupts
 from chrootfw.jobs import Job, log
-from chrootfw.model import Command, Event, Instance, Parameter, Plan, PlannedStep, Step
+from chrootfw.model import Command, Event, Instance, Parameter, Plan, PlannedStep, Stage, Step
 from chrootfw.pipes import Pipes, communicate
 from chrootfw.planning import paths, transitions
 from chrootfw.plugins import PluginRecord, Registry
@@ -540,7 +540,7 @@ class Runtime:
     def _shown(self, instance: Instance | str) -> InstanceInfo:
         return inventory.show(inventory.Survey(self.run_dir), _name(instance))
 
-    def _plan_start(self, instance: Instance | str) -> builtins.list[tuple[str, str, str]]:
+    def _plan_start(self, instance: Instance | str) -> builtins.list[tuple[Stage, str, str]]:
         wanted, text = self._wanted(instance)
         registry = self._registry.for_instance(wanted.plugins)
         job = self._job(self._resolve(wanted, registry, text), registry)
@@ -550,7 +550,7 @@ class Runtime:
         answers = self._asked(job)
         mounted = state == InstanceState.MOUNTED
         first = f"keep what is mounted on {job.root}, unmount what is in it" if mounted else f"make {job.root}"
-        steps: builtins.list[tuple[str, str, str]] = [("mount", first, "")]
+        steps: builtins.list[tuple[Stage, str, str]] = [("mount", first, "")]
         for plugin, point in answers.points:
             if mounted and (point.target == "/" or point.at != "root"):
                 continue
@@ -570,7 +570,7 @@ class Runtime:
             steps.append(("init-start", does, answers.script_plugin))
         return steps
 
-    def _plan_stop(self, instance: Instance | str) -> builtins.list[tuple[str, str, str]]:
+    def _plan_stop(self, instance: Instance | str) -> builtins.list[tuple[Stage, str, str]]:
         name = _name(instance)
         paths.check_name(name)
         survey = inventory.Survey(self.run_dir)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import re
+import typing
 from collections.abc import Callable
 
 from sphinx.application import Sphinx
@@ -157,6 +158,12 @@ def _classes(names: str) -> str:
     return "\n".join(_rst(*(f".. autoclass:: chrootfw.{name}" for name in names.split())))
 
 
+def _words(name: str) -> str:
+    """The reference of an exported ``Literal``, with all its words."""
+    words = ", ".join(f"``{word}``" for word in typing.get_args(getattr(chrootfw, name)))
+    return "\n".join(_rst(f".. py:data:: chrootfw.{name}\n\n   A type for type checkers, one of {words}."))
+
+
 def _errors(_nothing: str) -> str:
     """The tree of errors as errors.py draws it, and those that say more than the others."""
     drawing = inspect.cleandoc(str(errors.__doc__)).partition(".. code-block:: text\n\n")[2]
@@ -178,5 +185,6 @@ _MAKERS: dict[str, Callable[[str], str]] = {
     "hooks": _hooks,
     "kinds": _kinds,
     "classes": _classes,
+    "words": _words,
     "errors": _errors,
 }
