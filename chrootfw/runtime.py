@@ -294,7 +294,7 @@ class Runtime:
 
         ``user``: a name or number of the root's own /etc/passwd. ``env``: added to the clean environment. ``cwd``: inside. Daemons that keep
         the output open are not waited for. Raises ``OSError`` when the command cannot be run, ``subprocess.TimeoutExpired``,
-        ``subprocess.CalledProcessError``, ``ChrootfwError`` when the instance is not started.
+        ``subprocess.CalledProcessError``, ``ChrootfwError`` when the instance is not started, ``Interrupted``, the command being killed.
         """
         _need_root("run a command in an instance")
         if isinstance(args, str | bytes) or not args:
@@ -310,6 +310,7 @@ class Runtime:
         as_text = bool(text or encoding or errors)
         how = (encoding or "utf-8", errors or "strict")
         data = input.encode(*how) if isinstance(input, str) else input or b""
+        self.interrupts.check()
         with Pipes(stdin, stdout, stderr) as pipes:
             with entering.Inside(
                 self.run_dir, self.config_dir, _name(instance), user=user, env=env or {}, cwd=cwd
@@ -317,7 +318,7 @@ class Runtime:
                 child = inside.spawn([os.fspath(word) for word in args], *pipes.childs)
             try:
                 pipes.close_childs()
-                ended = communicate(child, pipes.take_feed(data), pipes.collected, timeout)
+                ended = communicate(child, pipes.take_feed(data), pipes.collected, timeout, self.interrupts)
             finally:
                 child.end()
             out, err = (bytes(found) if found is not None else None for found in pipes.outputs())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import signal
 import subprocess
 import threading
 from collections.abc import Callable
@@ -48,6 +51,33 @@ def test_a_request_from_another_thread_undoes_a_start(web1: driving.Chroot, run_
     thread.join(60)
     assert caught
     assert web1.is_gone()
+
+
+def test_a_request_ends_a_command_that_runs_inside(web1: driving.Chroot, runtime: chrootfw.Runtime) -> None:
+    caught: list[chrootfw.Interrupted] = []
+
+    def build() -> None:
+        try:
+            with runtime.running("web1") as chroot:
+                # It reads what it is given, and waits for more: the pipe to it is open as well.
+                chroot.run(
+                    ["/bin/sh", "-c", "touch /run/waits; sleep 3600"], input=b"x" * (1 << 20), capture_output=True
+                )
+        except chrootfw.Interrupted as error:
+            caught.append(error)
+
+    gc.collect()  # what earlier tests left to it
+    before = set(os.listdir("/proc/self/fd"))
+    thread = threading.Thread(target=build)
+    thread.start()
+    kernelview.wait_until((web1.root / "run/waits").exists, "the command runs")
+    runtime.interrupts.request(signal.SIGTERM)
+    thread.join(60)
+    assert [error.signum for error in caught] == [signal.SIGTERM]
+    assert web1.is_gone()
+    assert set(os.listdir("/proc/self/fd")) <= before
+    with pytest.raises(chrootfw.Interrupted):
+        runtime.run("web1", ["/bin/true"])
 
 
 def test_a_callback_that_raises_breaks_nothing(web1: driving.Chroot, runtime: chrootfw.Runtime) -> None:
