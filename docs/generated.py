@@ -165,11 +165,11 @@ def _words(name: str) -> str:
 
 
 def _errors(_nothing: str) -> str:
-    """The tree of errors as errors.py draws it, and those that say more than the others."""
+    """The tree of errors as errors.py draws it, and each with what raises it."""
     drawing = inspect.cleandoc(str(errors.__doc__)).partition(".. code-block:: text\n\n")[2]
     tree = inspect.cleandoc(drawing.partition("\n\nThis module")[0]).replace("``", "")
-    more = [name for name, kind in vars(errors).items() if isinstance(kind, type) and "__init__" in vars(kind)]
-    documented = _rst(*(f".. autoexception:: chrootfw.{name}\n   :no-members:" for name in more))
+    kinds = [name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, Exception)]
+    documented = _rst(*(f".. autoexception:: chrootfw.{name}\n   :no-members:" for name in kinds))
     return "\n".join(["```text", tree, "```", "", *documented])
 
 
