@@ -161,7 +161,7 @@ def _classes(names: str) -> str:
 def _words(name: str) -> str:
     """The reference of an exported ``Literal``, with all its words."""
     words = ", ".join(f"``{word}``" for word in typing.get_args(getattr(chrootfw, name)))
-    return "\n".join(_rst(f".. py:data:: chrootfw.{name}\n\n   A type for type checkers, one of {words}."))
+    return "\n".join(_rst(f".. py:data:: {name}\n   :module: chrootfw\n\n   A type for type checkers, one of {words}."))
 
 
 def _errors(_nothing: str) -> str:
