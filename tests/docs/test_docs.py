@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import fenced
+import prepare
 import pytest
 
 import chrootfw
@@ -41,9 +42,10 @@ def play(
         scratch.mkdir()
         apart = ["unshare", "--mount", "--net", "--propagation", "private"]
         pages = [page] if page == TUTORIAL else [page, TUTORIAL]
+        given = {"DEBIAN": str(prepare.debian_system())} if "/srv/debian.tar" in page.read_text() else {}
         return subprocess.run(
             [*apart, sys.executable, str(PLAY), str(scratch), *map(str, pages)],
-            env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600,
+            env={**environment, **given}, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600,
         )  # fmt: skip
 
     return run
