@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         Entry,
         Escalation,
         Event,
+        EventKind,
         Instance,
         Mount,
         MountPoint,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
         Parameter,
         Plan,
         Problem,
+        Stage,
         Step,
     )
     from chrootfw.runtime import Runtime
@@ -65,8 +67,8 @@ _HOMES = {
     "chrootfw.hookspecs": ("hookimpl",),
     "chrootfw.interrupts": ("Interrupts",),
     "chrootfw.model": (
-        "NO_COMMAND", "Command", "Entry", "Escalation", "Event", "Instance", "Mount", "MountPoint", "Node", "Omit",
-        "Parameter", "Plan", "Problem", "Step",
+        "NO_COMMAND", "Command", "Entry", "Escalation", "Event", "EventKind", "Instance", "Mount", "MountPoint", "Node",
+        "Omit", "Parameter", "Plan", "Problem", "Stage", "Step",
     ),
     "chrootfw.runtime": ("Runtime",),
     "chrootfw.steps": ("CommandStep",),
@@ -76,11 +78,12 @@ _HOMES = {
 }  # fmt: skip
 
 __all__ = [
-    "NO_COMMAND", "Check", "ChrootfwDeprecationWarning", "ChrootfwError", "Command", "CommandStep", "DefinitionError", "DiskError", "Entry", "Escalation", "Event",
-    "HeldError", "Hooks", "InputError", "Instance", "InstanceInfo", "InstanceState", "Interrupted", "Interrupts", "LockError", "Mount",
-    "MountPoint", "Node", "NodeInfo", "NotFoundError", "NotSupported", "Omit", "Parameter", "Plan", "PlanError",
-    "PluginError", "PluginLoadError", "PreStartError", "PrivilegeError", "Problem", "Process", "Root", "Runtime", "ScriptError", "Step",
-    "StepError", "SurvivorError", "TransitionError", "TrustError", "hookimpl",
+    "NO_COMMAND", "Check", "ChrootfwDeprecationWarning", "ChrootfwError", "Command", "CommandStep", "DefinitionError",
+    "DiskError", "Entry", "Escalation", "Event", "EventKind", "HeldError", "Hooks", "InputError", "Instance", "InstanceInfo",
+    "InstanceState", "Interrupted", "Interrupts", "LockError", "Mount", "MountPoint", "Node", "NodeInfo", "NotFoundError",
+    "NotSupported", "Omit", "Parameter", "Plan", "PlanError", "PluginError", "PluginLoadError", "PreStartError",
+    "PrivilegeError", "Problem", "Process", "Root", "Runtime", "ScriptError", "Stage", "Step", "StepError", "SurvivorError",
+    "TransitionError", "TrustError", "hookimpl",
 ]  # fmt: skip
 
 

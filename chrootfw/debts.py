@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 from chrootfw.errors import ChrootfwError, PluginError, StepError
 from chrootfw.hook_calls import Overdue, where, within
 from chrootfw.jobs import Job
-from chrootfw.model import Step
+from chrootfw.model import Stage, Step
 
 T = TypeVar("T")
 
 
-def apply(job: Job, stage: str, plugin: str, step: Step) -> Mapping[str, Any]:
+def apply(job: Job, stage: Stage, plugin: str, step: Step) -> Mapping[str, Any]:
     """Check, record, apply, record the facts, which are returned. Raises ``StepError`` with blame."""
     who = job.stages.registry.record(plugin)
     try:
@@ -73,7 +73,7 @@ def apply(job: Job, stage: str, plugin: str, step: Step) -> Mapping[str, Any]:
     return record["facts"]  # type: ignore[no-any-return]  # just made a dict of it
 
 
-def pay(job: Job, stages: tuple[str, ...]) -> list[str]:
+def pay(job: Job, stages: tuple[Stage, ...]) -> list[str]:
     """Undo the recorded steps of ``stages``, the last first. What cannot be undone stays recorded; a line for each."""
     failures: list[str] = []
     if job.intent is None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         Omit,
         Parameter,
         Problem,
+        Stage,
         Step,
     )
     from chrootfw.system.root import Root
@@ -156,7 +157,7 @@ def chrootfw_unmount_ordering(instance: Instance, mounts: Sequence[Mount]) -> Se
 
 
 @hookspec
-def chrootfw_around_stage(instance: Instance, stage: str) -> Generator[None, Any, Any]:
+def chrootfw_around_stage(instance: Instance, stage: Stage) -> Generator[None, Any, Any]:
     """Surround a stage: code before ``return (yield)`` runs before it, code after it when it is over.
 
     Kind: surround; implement it with ``hookimpl(wrapper=True)``, anything else is refused.

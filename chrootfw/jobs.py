@@ -6,14 +6,14 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 
 from chrootfw import intents
 from chrootfw.interrupts import Interrupts
 from chrootfw.inventory import Survey
-from chrootfw.model import DISK_TIMEOUT, Event, Instance
+from chrootfw.model import DISK_TIMEOUT, Event, Instance, Stage
 from chrootfw.stages import Stages
 
 log = logging.getLogger("chrootfw")
@@ -65,12 +65,12 @@ class Job:
         except Exception as error:
             self.warn("", getattr(error, "brief", None) or str(error))
 
-    def warn(self, stage: str, text: str, *, plugin: str = "", output: bytes = b"") -> None:
+    def warn(self, stage: Stage | Literal[""], text: str, *, plugin: str = "", output: bytes = b"") -> None:
         """Tell of something that does not end the run."""
         self.tell(Event("warning", self.name, stage, text, plugin=plugin, output=output))
 
     @contextmanager
-    def step(self, stage: str, does: str, plugin: str = "") -> Iterator[None]:
+    def step(self, stage: Stage, does: str, plugin: str = "") -> Iterator[None]:
         """Tell that a step begins, ends or fails."""
         began = time.monotonic()
         self.tell(Event("begin", self.name, stage, does, plugin=plugin))

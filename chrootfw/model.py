@@ -26,6 +26,7 @@ TIMEOUT_MAX = 86_400
 DISK_TIMEOUT = 60.0
 
 Stage = Literal["mount", "pre-start", "init-start", "init-stop", "kill", "unmount"]
+EventKind = Literal["begin", "end", "fail", "warning", "blame"]
 STAGES: tuple[Stage, ...] = ("mount", "pre-start", "init-start", "init-stop", "kill", "unmount")
 
 
@@ -447,13 +448,14 @@ FIELDS = (
 class Event:
     """What an observer is told: a step begins, ends or fails, or something must be said.
 
-    ``what``: ``begin``, ``end``, ``fail``, ``warning`` or ``blame``. ``stage`` is a stage or ``""``. ``seconds``: how
-    long a step took, at its end. ``output``: at most 64 KiB of an init script's output (bytes).
+    ``what``: ``begin``, ``end`` or ``fail`` of the step that ``does`` describes; ``warning``, with the sentence in ``does``; or
+    ``blame`` for the ``plugin``, in full in ``error``. ``stage``: ``""`` for what belongs to none. ``seconds``: how long a step took,
+    at its end. ``output``: at most 64 KiB of an init script's output (bytes).
     """
 
-    what: str
+    what: EventKind
     instance: str
-    stage: str
+    stage: Stage | Literal[""]
     does: str
     plugin: str = ""
     error: str = ""
@@ -465,7 +467,7 @@ class Event:
 class PlannedStep:
     """One line of a plan: ``stage``, what it ``does``, and the name of the ``plugin`` that answered."""
 
-    stage: str
+    stage: Stage
     does: str
     plugin: str
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from chrootfw.interrupts import Interrupts
 from chrootfw.system import spawn
 
 #: How often a pipe is read after the end of the command: as much as a pipe can hold (pipe(7)).
@@ -90,16 +91,22 @@ class Pipes:
 
 
 def communicate(
-    child: spawn.Child, feed: tuple[int, bytes] | None, collect: Mapping[int, bytearray], seconds: float | None
+    child: spawn.Child,
+    feed: tuple[int, bytes] | None,
+    collect: Mapping[int, bytearray],
+    seconds: float | None,
+    interrupts: Interrupts,
 ) -> bool:
     """Write to and read from a child's pipes until it has ended; ``False`` when ``seconds`` are over first.
 
     ``feed``: a pipe and what to write to it; ``collect``: pipes, and where their bytes go. Daemons that keep a pipe open are not waited
-    for. Closes nothing but the fed pipe.
+    for. Closes nothing but the fed pipe. Raises ``Interrupted``.
     """
     deadline = None if seconds is None else time.monotonic() + seconds
     poller = select.poll()
     poller.register(child.pidfd, select.POLLIN)
+    if interrupts.wakes:
+        poller.register(interrupts.fd, select.POLLIN)
     for fd in collect:
         os.set_blocking(fd, False)
         poller.register(fd, select.POLLIN)
@@ -134,6 +141,10 @@ def communicate(
                 os.close(feed[0])
             child.reap()
             return True
+        if interrupts.fd in ready:
+            if feed is not None:
+                os.close(feed[0])
+            interrupts.check()
         if deadline is not None and time.monotonic() >= deadline:
             if feed is not None:
                 os.close(feed[0])

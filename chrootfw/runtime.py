@@ -24,7 +24,7 @@ from chrootfw.errors import (
 from chrootfw.hook_calls import HOOK_TIMEOUT
 from chrootfw.interrupts import Interrupts
 from chrootfw.jobs import Job, log
-from chrootfw.model import FIELDS, Command, Event, Instance, Parameter, Plan, PlannedStep, Step
+from chrootfw.model import FIELDS, Command, Event, Instance, Parameter, Plan, PlannedStep, Stage, Step
 from chrootfw.pipes import Pipes, communicate
 from chrootfw.planning import paths, transitions
 from chrootfw.plugins import PluginRecord, Registry
@@ -316,7 +316,7 @@ class Runtime:
 
         ``user``: a name or number of the root's own /etc/passwd. ``env``: added to the clean environment. ``cwd``: inside. Daemons that keep
         the output open are not waited for. Raises ``OSError`` when the command cannot be run, ``subprocess.TimeoutExpired``,
-        ``subprocess.CalledProcessError``, ``ChrootfwError`` when the instance is not started.
+        ``subprocess.CalledProcessError``, ``ChrootfwError`` when the instance is not started, ``Interrupted``, the command being killed.
         """
         _need_root("run a command in an instance")
         if isinstance(args, str | bytes) or not args:
@@ -332,6 +332,7 @@ class Runtime:
         as_text = bool(text or encoding or errors)
         how = (encoding or "utf-8", errors or "strict")
         data = input.encode(*how) if isinstance(input, str) else input or b""
+        self.interrupts.check()
         with Pipes(stdin, stdout, stderr) as pipes:
             with entering.Inside(
                 self.run_dir, self.config_dir, _name(instance), user=user, env=env or {}, cwd=cwd
@@ -339,7 +340,7 @@ class Runtime:
                 child = inside.spawn([os.fspath(word) for word in args], *pipes.childs)
             try:
                 pipes.close_childs()
-                ended = communicate(child, pipes.take_feed(data), pipes.collected, timeout)
+                ended = communicate(child, pipes.take_feed(data), pipes.collected, timeout, self.interrupts)
             finally:
                 child.end()
             out, err = (bytes(found) if found is not None else None for found in pipes.outputs())
@@ -567,7 +568,7 @@ class Runtime:
     def _shown(self, instance: Instance | str) -> InstanceInfo:
         return inventory.show(inventory.Survey(self.run_dir), _name(instance))
 
-    def _plan_start(self, instance: Instance | str) -> builtins.list[tuple[str, str, str]]:
+    def _plan_start(self, instance: Instance | str) -> builtins.list[tuple[Stage, str, str]]:
         wanted, text = self._wanted(instance)
         registry = self._registry.for_instance(wanted.plugins)
         job = self._job(self._resolve(wanted, registry, text), registry)
@@ -577,7 +578,7 @@ class Runtime:
         answers = self._asked(job)
         mounted = state == InstanceState.MOUNTED
         first = f"keep what is mounted on {job.root}, unmount what is in it" if mounted else f"make {job.root}"
-        steps: builtins.list[tuple[str, str, str]] = [("mount", first, "")]
+        steps: builtins.list[tuple[Stage, str, str]] = [("mount", first, "")]
         for plugin, point in answers.points:
             if mounted and (point.target == "/" or point.at != "root"):
                 continue
@@ -597,7 +598,7 @@ class Runtime:
             steps.append(("init-start", does, answers.script_plugin))
         return steps
 
-    def _plan_stop(self, instance: Instance | str) -> builtins.list[tuple[str, str, str]]:
+    def _plan_stop(self, instance: Instance | str) -> builtins.list[tuple[Stage, str, str]]:
         name = _name(instance)
         paths.check_name(name)
         survey = inventory.Survey(self.run_dir)

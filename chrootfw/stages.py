@@ -30,6 +30,7 @@ from chrootfw.model import (
     Omit,
     Parameter,
     Problem,
+    Stage,
     Step,
 )
 from chrootfw.planning import kill_plan, mount_order
@@ -255,7 +256,7 @@ class Stages:
 
     # -- surround, observe --------------------------------------------------------------------------
 
-    def around(self, instance: Instance, stage: str, body: Callable[[], T], *, lenient: bool = False) -> T:
+    def around(self, instance: Instance, stage: Stage, body: Callable[[], T], *, lenient: bool = False) -> T:
         """Run ``body`` inside the wrappers of ``around_stage``; their result does not count, the body's does.
 
         ``lenient``: a wrapper that fails is blamed, and the body runs all the same, once.

@@ -268,7 +268,10 @@ def run_script(job: Job, action: str, command: Command, entry: Entry) -> scripts
     try:
         store.write(f"{intents.directory(job.run_dir, job.name)}/init-{action}.log", result.output)
     except OSError as error:
-        job.warn(f"init-{action}", f"cannot keep the output of the init script: {error.strerror}")
+        job.warn(
+            "init-start" if action == "start" else "init-stop",
+            f"cannot keep the output of the init script: {error.strerror}",
+        )
     return result
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from chrootfw import inventory, killing, mounting, starting, unmounting
 from chrootfw.errors import ChrootfwError, Interrupted, ScriptError
 from chrootfw.jobs import Job
-from chrootfw.model import Command, Entry
+from chrootfw.model import Command, Entry, Stage
 from chrootfw.planning import transitions
 from chrootfw.starting import Answers
 from chrootfw.system import cgroups, processes
@@ -142,11 +142,11 @@ def reboot(job: Job, answers: Answers) -> None:
     starting.start_again(job, answers)
 
 
-def plan_steps(job: Job, *, state: InstanceState) -> Sequence[tuple[str, str, str]]:
+def plan_steps(job: Job, *, state: InstanceState) -> Sequence[tuple[Stage, str, str]]:
     """What a stop would do now: ``(stage, does, plugin)``."""
     from chrootfw.planning import kill_plan
 
-    steps: list[tuple[str, str, str]] = []
+    steps: list[tuple[Stage, str, str]] = []
     survey = job.survey()
     if _wants_script(job, force=False, run_script=None):
         plugin, command = starting.ask_script(job, "stop", lenient=True)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         Omit,
         Parameter,
         Problem,
+        Stage,
         Step,
     )
     from chrootfw.system.root import Root
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
             self, instance: Instance, mounts: Sequence[Mount]
         ) -> Sequence[Mount] | Generator[None, Sequence[Mount], Sequence[Mount]] | None: ...
 
-        def chrootfw_around_stage(self, instance: Instance, stage: str) -> Generator[None, Any, Any]: ...
+        def chrootfw_around_stage(self, instance: Instance, stage: Stage) -> Generator[None, Any, Any]: ...
 
         def chrootfw_event(self, event: Event) -> None: ...
 

@@ -6,10 +6,14 @@ A line ``% generated: WHAT`` of a Markdown page is replaced by what one of the f
 from __future__ import annotations
 
 import argparse
+import html
 import inspect
 import re
+import typing
 from collections.abc import Callable
 
+import diagrams
+import screens
 from sphinx.application import Sphinx
 
 import chrootfw
@@ -28,10 +32,13 @@ def setup(app: Sphinx) -> dict[str, bool]:
     return {"parallel_read_safe": True}
 
 
-def _fill_in(_app: Sphinx, _page: str, source: list[str]) -> None:
+def _fill_in(app: Sphinx, _page: str, source: list[str]) -> None:
+    before = source[0]
     source[0] = re.sub(
         r"^% generated: (\w+) ?(.*)$", lambda line: _MAKERS[line[1]](line[2]), source[0], flags=re.MULTILINE
     )
+    if source[0] != before:
+        app.env.note_reread()  # in the next build again: what is taken from the code may have changed
 
 
 def _readable(
@@ -157,17 +164,47 @@ def _classes(names: str) -> str:
     return "\n".join(_rst(*(f".. autoclass:: chrootfw.{name}" for name in names.split())))
 
 
+def _words(name: str) -> str:
+    """The reference of an exported ``Literal``, with all its words."""
+    words = ", ".join(f"``{word}``" for word in typing.get_args(getattr(chrootfw, name)))
+    return "\n".join(_rst(f".. py:data:: {name}\n   :module: chrootfw\n\n   A type for type checkers, one of {words}."))
+
+
 def _errors(_nothing: str) -> str:
-    """The tree of errors as errors.py draws it, and those that say more than the others."""
+    """The tree of errors as errors.py draws it, and each with what raises it."""
     drawing = inspect.cleandoc(str(errors.__doc__)).partition(".. code-block:: text\n\n")[2]
     tree = inspect.cleandoc(drawing.partition("\n\nThis module")[0]).replace("``", "")
-    more = [name for name, kind in vars(errors).items() if isinstance(kind, type) and "__init__" in vars(kind)]
-    documented = _rst(*(f".. autoexception:: chrootfw.{name}\n   :no-members:" for name in more))
+    kinds = [name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, Exception)]
+    documented = _rst(*(f".. autoexception:: chrootfw.{name}\n   :no-members:" for name in kinds))
     return "\n".join(["```text", tree, "```", "", *documented])
 
 
 def _rst(*lines: str) -> list[str]:
     return ["```{eval-rst}", *(f"{line}\n" for line in lines), "```", ""]
+
+
+# -- pictures -------------------------------------------------------------------------------------------
+
+
+def _diagram(words: str) -> str:
+    """A diagram, and a line that says what it shows."""
+    name, _, caption = words.partition(" ")
+    return _figure(diagrams.draw(name), caption)
+
+
+def _screen(words: str) -> str:
+    """Commands as they look on a terminal, run by this build; a note in their place where that takes root."""
+    name, _, caption = words.partition(" ")
+    shown = screens.show(name)
+    if shown is None:
+        commands = ", ".join(f"`{line}`" for line in screens.LIVES[name] if not line.startswith("("))
+        return f"*Here a build by root shows what {commands} says on a terminal.*"
+    return _figure(screens.picture(shown, "chrootfw"), caption)
+
+
+def _figure(svg: str, caption: str) -> str:
+    text = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
+    return "\n".join(["```{raw} html", f'<figure class="drawn"><div>{svg}</div>{text}</figure>', "```"])
 
 
 _MAKERS: dict[str, Callable[[str], str]] = {
@@ -178,5 +215,8 @@ _MAKERS: dict[str, Callable[[str], str]] = {
     "hooks": _hooks,
     "kinds": _kinds,
     "classes": _classes,
+    "words": _words,
     "errors": _errors,
+    "diagram": _diagram,
+    "screen": _screen,
 }

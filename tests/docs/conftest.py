@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-sys.path.insert(0, str(ROOT / "tests/real"))
+sys.path[:0] = [str(ROOT / "tests/real"), str(ROOT / "docs")]
 
 import prepare  # noqa: E402  # installs what the examples call
 
@@ -39,7 +39,7 @@ def machine() -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def html(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Path:
+def html(machine: None, tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Path:
     """The directory of the built pages."""
     built = tmp_path_factory.mktemp("html")
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "-d", f"{built}.doctrees"]

@@ -2,7 +2,7 @@
 
 ``unshare --mount --net --propagation private python play.py SCRATCH PAGE [TUTORIAL]``, as root. ``/srv``, ``/run`` and ``/etc`` are the page's own, so
 that it can use the paths that its reader would; the host sees nothing of it. With TUTORIAL, what that page does up to ``fenced.MARK`` is done
-first. The status is 1, and the first difference is told, when an example does not do what the page says.
+first. DEBIAN in the environment is what pages know as ``/srv/debian.tar``. The status is 1, and the first difference is told, when an example does not do what the page says.
 
 A ``console`` block is run by one bash for the whole page: every command must exit with 0, unless the next one is ``echo $?``, and must say what the
 page shows. A ``python`` block is executed in one namespace for the whole page; a comment after a ``print`` is what it must print. A block with a
@@ -103,6 +103,8 @@ def _make_world(scratch: Path) -> dict[str, str]:
     _run("busybox", "ip", "link", "set", "lo", "up")
     packages = os.pathsep.join([str(scratch / "site"), *filter(None, [os.environ.get("PYTHONPATH")])])
     downloads = os.environ["CHROOTFW_TESTS_DOWNLOADS"]
+    if "DEBIAN" in os.environ:
+        (scratch / "srv/debian.tar").symlink_to(os.environ["DEBIAN"])
     for command, text in _COMMANDS.items():
         text = text.replace("PACKAGES", packages).replace("DOWNLOADS", downloads)
         text = text.replace("SITE", str(scratch / "site"))

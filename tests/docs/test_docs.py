@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import ast
 import html.parser
+import inspect
 import re
 import subprocess
 import sys
 from collections.abc import Callable
+from html import unescape
 from pathlib import Path
 
+import diagrams
 import fenced
+import prepare
 import pytest
+import screens
 
 import chrootfw
 from chrootfw import cli, errors, hookspecs, model, planning
@@ -41,9 +46,10 @@ def play(
         scratch.mkdir()
         apart = ["unshare", "--mount", "--net", "--propagation", "private"]
         pages = [page] if page == TUTORIAL else [page, TUTORIAL]
+        given = {"DEBIAN": str(prepare.debian_system())} if "/srv/debian.tar" in page.read_text() else {}
         return subprocess.run(
             [*apart, sys.executable, str(PLAY), str(scratch), *map(str, pages)],
-            env={**environment, **machine}, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600,
+            env={**environment, **machine, **given}, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600,
         )  # fmt: skip
 
     return run
@@ -229,7 +235,7 @@ def test_every_parameter_is_documented(html: Path) -> None:
 
 def test_every_exported_name_is_documented(html: Path) -> None:
     documented = ids(html / "hooks.html") | ids(html / "library.html")
-    assert not [name for name in chrootfw.__all__ if f"chrootfw.{name}" not in documented and name not in ERRORS]
+    assert not [name for name in chrootfw.__all__ if f"chrootfw.{name}" not in documented]
 
 
 def test_every_error_is_exported() -> None:
@@ -240,6 +246,9 @@ def test_every_error_is_exported() -> None:
 def test_every_error_is_documented(html: Path, name: str) -> None:
     text = section(html / "library.html", "errors")
     assert re.search(rf"^\W*{name}( {{2,}}\S|$)", text, re.MULTILINE), "it is in the drawing, with a word on what it is"
+    assert f"chrootfw.{name}" in ids(html / "library.html")
+    if name != "ChrootfwError":
+        assert "\nRaised by " in (inspect.getdoc(getattr(errors, name)) or ""), "it says what raises it"
 
 
 def test_every_key_of_the_json_is_documented(html: Path) -> None:
@@ -267,13 +276,105 @@ def test_every_state_and_every_refusal_is_documented(html: Path) -> None:
         assert reason in text
 
 
-def test_every_room_is_in_the_design() -> None:
-    text = (DOCS / "design.md").read_text()
-    drawing = text.partition("## Rooms")[2].partition("```text")[2].partition("```")[0]
+def test_every_room_is_in_the_design(html: Path) -> None:
+    text = section(html / "design.html", "rooms")
     package = Path(planning.__file__).parent.parent
-    rooms = {file.stem for file in package.rglob("*.py")} - {"__init__", "__main__"}
-    drawn = set(re.findall(r"[a-z_]+", re.sub(r"(?m)(?<=\S) {3,}.*$", "", drawing)))
-    assert drawn == rooms | {"planning", "system"}
+    for file in package.rglob("*.py"):
+        room = ".".join(file.relative_to(package).with_suffix("").parts)
+        assert file.stem in ("__init__", "__main__") or re.search(rf"^{re.escape(room)}$", text, re.MULTILINE), room
+
+
+# -- the pictures ---------------------------------------------------------------------------------------
+
+
+def _generated(kind: str) -> list[tuple[Path, str]]:
+    """The pages that ask for a picture, with its name."""
+    return [
+        (page, name)
+        for page in PAGES
+        for name in re.findall(rf"^% generated: {kind} (\w+)", page.read_text(), flags=re.MULTILINE)
+    ]
+
+
+def test_every_picture_that_can_be_drawn_is_shown() -> None:
+    assert {name for _, name in _generated("screen")} == {*screens.ANYWHERE, *screens.LIVES}
+    assert {name for _, name in _generated("diagram")} == set(diagrams._DIAGRAMS)
+
+
+@pytest.mark.parametrize(("page", "name"), _generated("screen"))
+def test_a_screen_shows_what_its_commands_said_in_colours(html: Path, page: Path, name: str) -> None:
+    built = (html / f"{page.stem}.html").read_text()
+    pictures = re.findall(r'<svg class="screen".*?</svg>', built, flags=re.DOTALL)
+    nbsp = "\N{NO-BREAK SPACE}"
+    commands = [line for line in {**screens.ANYWHERE, **screens.LIVES}[name] if not line.startswith("(")]
+    (picture,) = [each for each in pictures if f'<tspan class="b">{commands[0].replace(" ", nbsp)}<' in each]
+    said = re.sub(r"<[^>]*>", "", picture).replace(nbsp, " ")
+    positions = [said.index(f"$ {command}\n") for command in commands]
+    assert positions == sorted(positions)
+    assert "Traceback" not in said
+    assert "\033" not in said
+    wanted = {"start": "web1 is running: 1 process", "stop": "web1 is stopped", "refused": "2 problems were found",
+              "held": "web1 is held: ", "look": "running", "plan": "start web1:", "help": "usage:", "plugins": "BAND"}  # fmt: skip
+    assert wanted[name] in said
+    assert set(re.findall(r'class="(\w+)"', picture)) >= {"b", "green"}
+
+
+def test_pictures_take_their_colours_from_the_page_and_nothing_from_elsewhere(html: Path) -> None:
+    """Light and dark are the page's business; a site that is read without a network shows all of it."""
+    for file in html.glob("*.html"):
+        for picture in re.findall(r'<svg class="(?:screen|diagram)".*?</svg>', file.read_text(), flags=re.DOTALL):
+            assert not re.findall(r"(?<!&)#[0-9a-f]{3,6}\b|(?:fill|stroke)=", picture)
+            assert not re.findall(r"(?:href|src)=", picture)
+        loaded = re.findall(
+            r'<(?:script|img|iframe)[^>]*src="([^"]*)|<link rel="stylesheet"[^>]*href="([^"]*)', file.read_text()
+        )
+        assert not [url for url in map("".join, loaded) if "//" in url]
+    style = (DOCS / "_static/site.css").read_text()
+    used = {name for name in re.findall(r"var\((--(?:screen|red|green|yellow|cyan)[a-z-]*)\)", style)}
+    for block in (r"body \{", r'body\[data-theme="dark"\] \{', r'body:not\(\[data-theme="light"\]\) \{'):
+        said = re.search(rf"{block}(.*?)\}}", style, flags=re.DOTALL)
+        assert said is not None
+        assert used == set(re.findall(r"--[a-z-]+(?=:)", said[1])), "light and dark say the same colours"
+
+
+def test_every_page_can_be_reached_and_found(html: Path) -> None:
+    """By the captioned contents at the side of each page, and by the search."""
+    index = (html / "searchindex.js").read_text()
+    sides = {
+        (html / f"{page.stem}.html"): page
+        for page in PAGES
+        if page.parent == DOCS and page.name not in ("index.md", "figures.md")
+    }
+    assert all(f'"{page.stem}"' in index for page in sides.values())
+    for file in [*sides, html / "index.html"]:
+        text = file.read_text()
+        captions = re.findall(r'<p class="caption"[^>]*><span class="caption-text">([^<]*)</span>', text)
+        assert captions == ["Tutorial", "How-to", "Reference", "Explanation"]
+        assert 'role="search"' in text
+        assert all(f'{page.stem}.html"' in text or page.stem == file.stem for page in sides.values())
+
+
+def test_the_picture_in_the_readme_is_of_the_demo_as_it_is(machine: None) -> None:
+    """Numbers, times and what the interpreter's place brings with it apart."""
+
+    def skeleton(lines: list[str]) -> set[str]:
+        plain = (re.sub(r"[\d.,:TZ+-]*\d[\d.,:TZ+-]*", "#", line) for line in lines)
+        return {
+            re.sub(r"\s+", " ", line).strip()
+            for line in plain
+            if not re.search(r"/usr|My / holds|e2fsck|cgroup ", line)
+        }
+
+    drawn = re.sub(r"<style>.*?</style>|<[^>]*>", "", (DOCS / "demo.svg").read_text(), flags=re.DOTALL)
+    said = re.sub(
+        r"<[^>]*>",
+        "",
+        re.sub(
+            r"<style>.*?</style>", "", screens.picture(screens.demo(), "chrootfw demo", alone=True), flags=re.DOTALL
+        ),
+    )
+    missing = skeleton(unescape(drawn).splitlines()) - skeleton(unescape(said).splitlines())
+    assert not missing, "python docs/screens.py demo draws it anew"
 
 
 @each_page

@@ -1,6 +1,6 @@
 """What the tests on the real kernel need from Debian: tools, and a Debian system to run.
 
-``python tests/real/prepare.py`` does it on its own; the suite does it by itself. What is there already is left
+``python tests/real/prepare.py`` does it on its own, with ``--docs`` only what building the pages needs; the suite does it by itself. What is there already is left
 alone, so a second run takes no time. The Debian system is kept outside the tree, in ``chrootfw-tests`` below
 XDG_CACHE_HOME (or ~/.cache), under a name that tells what is in it.
 """
@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ TOOLS = (
     "debian-archive-keyring",
     "e2fsprogs",
     "fdisk",
+    "graphviz",
     "mmdebstrap",
     "mount",
     "openssh-sftp-server",
@@ -32,6 +34,9 @@ TOOLS = (
     "util-linux",
     "xfsprogs",
 )
+
+#: Those of them that draw the diagrams and the screens of the pages.
+DOCS_TOOLS = ("busybox-static", "graphviz")
 
 SUITE = "bookworm"
 
@@ -45,15 +50,18 @@ DOWNLOADS = ("sysv-rc", "sysvinit-utils")
 RECIPE = 1
 
 
-def main() -> None:
-    install_tools()
-    print(downloads())
-    print(debian_system())
+def main(*arguments: str) -> None:
+    if arguments == ("--docs",):
+        install_tools(DOCS_TOOLS)
+    else:
+        install_tools()
+        print(downloads())
+        print(debian_system())
 
 
-def install_tools() -> None:
+def install_tools(tools: Sequence[str] = TOOLS) -> None:
     """Install the packages that are missing; nothing happens when none is."""
-    missing = [package for package in TOOLS if not _is_installed(package)]
+    missing = [package for package in tools if not _is_installed(package)]
     if not missing:
         return
     command = ["apt-get", "install", "--yes", "--no-install-recommends", *missing]
@@ -157,4 +165,4 @@ def _alone(path: Path) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -1,8 +1,14 @@
-"""The library inside other programs: threads, interrupts, callbacks that raise, other mount namespaces."""
+"""The library inside other programs: threads, asyncio, interrupts, logging, callbacks that raise, other mount namespaces."""
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import os
+import random
+import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +56,33 @@ def test_a_request_from_another_thread_undoes_a_start(web1: driving.Chroot, run_
     assert web1.is_gone()
 
 
+def test_a_request_ends_a_command_that_runs_inside(web1: driving.Chroot, runtime: chrootfw.Runtime) -> None:
+    caught: list[chrootfw.Interrupted] = []
+
+    def build() -> None:
+        try:
+            with runtime.running("web1") as chroot:
+                # It reads what it is given, and waits for more: the pipe to it is open as well.
+                chroot.run(
+                    ["/bin/sh", "-c", "touch /run/waits; sleep 3600"], input=b"x" * (1 << 20), capture_output=True
+                )
+        except chrootfw.Interrupted as error:
+            caught.append(error)
+
+    gc.collect()  # what earlier tests left to it
+    before = set(os.listdir("/proc/self/fd"))
+    thread = threading.Thread(target=build)
+    thread.start()
+    kernelview.wait_until((web1.root / "run/waits").exists, "the command runs")
+    runtime.interrupts.request(signal.SIGTERM)
+    thread.join(60)
+    assert [error.signum for error in caught] == [signal.SIGTERM]
+    assert web1.is_gone()
+    assert set(os.listdir("/proc/self/fd")) <= before
+    with pytest.raises(chrootfw.Interrupted):
+        runtime.run("web1", ["/bin/true"])
+
+
 def test_a_callback_that_raises_breaks_nothing(web1: driving.Chroot, runtime: chrootfw.Runtime) -> None:
     def fail(_event: chrootfw.Event) -> None:
         raise RuntimeError("not today")
@@ -82,6 +115,181 @@ def test_many_threads_start_and_stop_their_own(
         thread.join(120)
     assert not failures
     assert all(chroot.is_gone() for chroot in chroots)
+
+
+def test_threads_share_a_runtime_and_its_instances(
+    make_chroot: Callable[..., driving.Chroot], run_dir: Path, config_dir: Path
+) -> None:
+    """Every verb at once, from many threads, on the same few instances. An instance's verbs come one after the other."""
+    chroots = {f"web{number}": make_chroot(f"web{number}") for number in range(3)}
+    runtime = chrootfw.Runtime(run_dir=run_dir, config_dir=config_dir, lock_timeout=120)
+    together = threading.Barrier(8)
+    done: set[str] = set()
+    failures: list[BaseException] = []
+
+    def use(verb: str, name: str) -> None:
+        match verb:
+            case "start":
+                assert runtime.start(name).state in ("running", "absent", "mounted")  # as it is by now
+            case "stop":
+                runtime.stop(name)
+            case "run":
+                answer = runtime.run(name, ["/bin/echo", name], capture_output=True, text=True)
+                assert (answer.returncode, answer.stdout) == (
+                    0,
+                    f"{name}\n",
+                ) or answer.returncode < 0  # or it was killed
+            case "list":
+                assert [info.name for info in runtime.list()] == sorted(chroots)
+            case "info":
+                assert runtime.info(name).name == name
+
+    def live(seed: int) -> None:
+        choose = random.Random(seed).choice
+        together.wait()
+        for _ in range(25):
+            verb = choose(("start", "start", "stop", "run", "list", "info"))
+            try:
+                use(verb, choose(sorted(chroots)))
+                done.add(verb)
+            except chrootfw.TransitionError:
+                pass  # another thread has just brought it into another state
+            except BaseException as error:
+                failures.append(error)
+
+    threads = [threading.Thread(target=live, args=(seed,)) for seed in range(together.parties)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(300)
+    assert not failures
+    assert done == {"start", "stop", "run", "list", "info"}
+    for name, chroot in chroots.items():
+        runtime.stop(name)
+        assert chroot.is_gone()
+        calls = chroot.calls()
+        assert calls == ["start", "stop"] * (len(calls) // 2), "no two starts, and no two stops, in a row"
+
+
+class _Says:
+    """Two of these in one runtime would be refused: they declare the same parameter."""
+
+    def __init__(self, word: str) -> None:
+        self.word = word
+        self.asked: list[str] = []
+
+    @chrootfw.hookimpl
+    def chrootfw_parameters(self) -> list[chrootfw.Parameter]:
+        return [chrootfw.Parameter("word", str, self.word)]
+
+    @chrootfw.hookimpl
+    def chrootfw_init_script(self, instance: chrootfw.Instance, action: str) -> chrootfw.Command:
+        self.asked.append(f"{action} {instance.name} {instance.params['word']}")
+        return chrootfw.Command(["/bin/sh", "-c", f"echo {self.word} > /var/said; sleep 3600 &"])
+
+    @chrootfw.hookimpl
+    def chrootfw_event(self, event: chrootfw.Event) -> None:
+        self.asked.append(event.instance)
+
+
+def test_two_runtimes_in_one_process_do_not_meet(
+    make_chroot: Callable[..., driving.Chroot], run_dir: Path, config_dir: Path
+) -> None:
+    plugins = {"web1": _Says("one"), "web2": _Says("two")}
+    runtimes = {
+        name: chrootfw.Runtime([plugin], run_dir=run_dir, config_dir=config_dir) for name, plugin in plugins.items()
+    }
+    for name in plugins:
+        make_chroot(name)
+    threads = [threading.Thread(target=runtime.start, args=(name,)) for name, runtime in runtimes.items()]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    for name, plugin in plugins.items():
+        other = next(each for each in plugins if each != name)
+        said = runtimes[name].run(name, ["/bin/cat", "/var/said"], capture_output=True, text=True)
+        assert said.stdout == f"{plugin.word}\n"
+        assert f"start {name} {plugin.word}" in plugin.asked
+        assert not [asked for asked in plugin.asked if other in asked]
+        runtimes[name].stop(name)
+    assert "_Says" not in [record.name for record in chrootfw.Runtime().plugins()]
+
+
+def test_an_asyncio_loop_goes_on_while_a_start_runs(web1: driving.Chroot, runtime: chrootfw.Runtime) -> None:
+    """The start waits for the loop: were it blocked, the start would come to its deadline."""
+    web1.write_init("#!/bin/sh\n/bin/mkfifo /run/gate; read line < /run/gate; sleep 3600 &\n")
+    gate = web1.root / "run/gate"
+    order: list[str] = []
+    runtime.on_event = lambda event: order.append(f"{event.what} {event.stage}")
+
+    async def tick() -> None:
+        while "begin init-start" not in order or not gate.exists():
+            await asyncio.sleep(0)
+        for _ in range(100):
+            order.append("tick")
+            await asyncio.sleep(0)
+        while True:
+            try:
+                os.close(os.open(gate, os.O_WRONLY | os.O_NONBLOCK))
+                return
+            except OSError:  # ENXIO: the script has not opened it yet
+                await asyncio.sleep(0)
+
+    async def main() -> chrootfw.InstanceInfo:
+        info, _ = await asyncio.gather(asyncio.to_thread(runtime.start, "web1"), tick())
+        return info
+
+    assert asyncio.run(main()).state == "running"
+    began, ended = order.index("begin init-start"), order.index("end init-start")
+    assert order[began:ended].count("tick") == 100
+
+
+_PROGRAM = r"""
+import logging, sys
+import chrootfw
+
+class UpsideDown:
+    @chrootfw.hookimpl
+    def chrootfw_unmount_ordering(self, mounts):
+        return mounts
+
+class Kept(logging.Handler):
+    def emit(self, record):
+        print(record.name, record.levelname, record.getMessage().replace("\n", " "))
+
+quiet = sys.argv[3] == "quiet"
+if not quiet:
+    logging.getLogger().addHandler(Kept())
+runtime = chrootfw.Runtime([] if quiet else [UpsideDown()], run_dir=sys.argv[1], config_dir=sys.argv[2])
+with runtime.running("web1"):
+    pass
+logger = logging.getLogger("chrootfw")
+assert (logger.handlers, logger.level, logger.propagate, logger.disabled) == ([], logging.NOTSET, True, False)
+assert logging.getLogger().level == logging.WARNING
+"""
+
+
+@pytest.mark.parametrize("how", ["quiet", "logged"])
+def test_a_library_prints_nothing_and_configures_no_logging(web1: driving.Chroot, cli: driving.Cli, how: str) -> None:
+    if how == "logged":
+        web1.define(binds=["/etc:/missing:ro"])
+    done = subprocess.run(
+        [sys.executable, "-c", _PROGRAM, str(cli.run_dir), str(cli.config_dir), how],
+        env=cli.environment(), capture_output=True, text=True, timeout=driving.TIMEOUT,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    if how == "quiet":
+        assert not lines
+    else:
+        assert all(line.startswith("chrootfw WARNING web1: ") for line in lines)
+        assert [line for line in lines if "made the mount point /missing" in line]
+        assert [
+            line
+            for line in lines
+            if "plugin UpsideDown (__main__): chrootfw_unmount_ordering for web1 answered" in line
+        ]
 
 
 def test_an_instance_in_another_mount_namespace_is_never_called_absent(web1: driving.Chroot, cli: driving.Cli) -> None:

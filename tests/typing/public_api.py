@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Generator, Mapping, Sequence
-from typing import Any, assert_type
+from typing import Any, Literal, assert_never, assert_type
 
 import attrs
 
@@ -35,6 +35,7 @@ def embeds(runtime: chrootfw.Runtime) -> None:
     assert_type(runtime.processes("web1"), list[Process])
     assert_type(runtime.run("web1", ["/bin/true"]), subprocess.CompletedProcess[Any])
     assert_type(runtime.plan("stop", "web1").describe(), str)
+    assert_type(runtime.plan("stop", "web1").steps[0].stage, chrootfw.Stage)
     assert_type(runtime.verify(), list[chrootfw.Check])
     assert_type(runtime.node_info().memory_total_mib, int)
     assert_type(runtime.with_plugins(object()), chrootfw.Runtime)
@@ -46,6 +47,27 @@ def embeds(runtime: chrootfw.Runtime) -> None:
 
 def tells(error: chrootfw.ChrootfwError) -> tuple[str, tuple[str, ...], str]:
     return error.brief, error.details, error.hint
+
+
+def shows(event: chrootfw.Event) -> str:
+    """Every kind of event and every stage is known: a match that forgets one is found."""
+    assert_type(event.stage, chrootfw.Stage | Literal[""])
+    what: chrootfw.EventKind = event.what
+    match what:
+        case "begin":
+            return event.does
+        case "end" | "fail":
+            return f"{event.does}: {event.seconds:.3f} s {event.error}"
+        case "warning" | "blame":
+            return event.error or event.does
+        case _:
+            assert_never(what)
+
+
+def watches() -> chrootfw.Runtime:
+    chrootfw.Event("done", "web1", "mount", "")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # there is no such event
+    chrootfw.Event("end", "web1", "boot", "")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # nor such a stage
+    return chrootfw.Runtime(on_event=lambda event: print(shows(event)))
 
 
 @attrs.frozen
@@ -93,7 +115,7 @@ class Plugin:
         return list(reversed(mounts))
 
     @chrootfw.hookimpl(wrapper=True)
-    def chrootfw_around_stage(self, stage: str) -> Generator[None, Any, Any]:
+    def chrootfw_around_stage(self, stage: chrootfw.Stage) -> Generator[None, Any, Any]:
         return (yield)
 
     @chrootfw.hookimpl
