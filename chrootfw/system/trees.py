@@ -79,12 +79,7 @@ def detach(point: MountPoint, source: str, options: Sequence[str], *, seconds: f
 
     Raises ``StepError`` (``DiskError`` when the disk is to blame).
     """
-    for option in options:
-        if option in _REFUSED:
-            raise StepError(
-                f"cannot mount {point.describe()}: the option {option} is not for an instance's mounts",
-                hint="chrootfw makes every mount private before it attaches it",
-            )
+    check_options(point, options)
     try:
         if source.startswith("/"):
             deadlines.check_answers(source, seconds=seconds)
@@ -101,6 +96,16 @@ def detach(point: MountPoint, source: str, options: Sequence[str], *, seconds: f
                 f"cannot mount {point.describe()}: this kernel has no file system {point.fstype}"
             ) from error
         raise StepError(f"cannot mount {point.describe()}: {_text(error)}") from error
+
+
+def check_options(point: MountPoint, options: Sequence[str]) -> None:
+    """Refuse the options that are not for an instance's mounts. Raises ``StepError``."""
+    for option in options:
+        if option in _REFUSED:
+            raise StepError(
+                f"cannot mount {point.describe()}: the option {option} is not for an instance's mounts",
+                hint="chrootfw makes every mount private before it attaches it",
+            )
 
 
 def _text(error: OSError) -> str:
