@@ -244,7 +244,10 @@ class Examination:
         """The plugin's own answer, wrappers and other plugins left out."""
         known = {name: question.arguments[name] for name in implementation.kwargnames if name in question.arguments}
         arguments = [question.arguments[name] for name in implementation.argnames]
-        return self.within(question.hook, lambda: implementation.function(*arguments, **known))
+        outcome = self.within(question.hook, lambda: implementation.function(*arguments, **known))
+        if inspect.iscoroutine(outcome.answer):
+            outcome.answer.close()  # refused by the core
+        return outcome
 
     def asked(self, question: Question) -> tuple[Outcome, list[str]]:
         """The answer by way of ``Stages``, and what it says against this plugin."""
@@ -478,7 +481,7 @@ class Examination:
         except Exception as error:
             yield "make", f"{who} cannot be made again from its record {written}: {_line(error)}"
             return
-        if json.dumps(again.arguments(), default=repr) != json.dumps(arguments, default=repr):
+        if _plain(again.arguments()) != _plain(arguments):
             yield "fields", f"{who} has other fields when it is made again: {again.arguments()}, not {arguments}"
         if again.describe() != does.answer or step.describe() != does.answer:
             yield (

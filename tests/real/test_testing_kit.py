@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +21,11 @@ import roots
 
 import chrootfw
 from chrootfw import Command, Escalation, Event, Instance, Mount, MountPoint, Node, Omit, Problem, Step
-from chrootfw.testing import Alive, Record, RecordingRuntime
+from chrootfw.testing import Alive, RealChroot, Record, RecordingRuntime, real
 
-TREE = Path(chrootfw.__file__).resolve().parents[1]
+pytest_plugins = ["pytester", "chrootfw.testing.fixtures"]
+
+PLUGIN = ("-p", "chrootfw.testing.fixtures", "-p", "no:cacheprovider")
 
 #: An init script that leaves a daemon, which TERM does not end; its stop ends nobody.
 STUBBORN = roots.script(roots.STUBBORN, "true")
@@ -300,3 +305,157 @@ def test_nothing_is_touched(make_root: Callable[..., Path], tmp_path: Path) -> N
     assert (kernelview.mount_table(), sorted(disk.rglob("*"))) == before
     assert not (tmp_path / "made").exists()
     assert isinstance(recording.stop("web1"), Record)
+
+
+# -- real_chroot --------------------------------------------------------------------------------------
+
+
+def test_a_real_chroot_is_a_running_instance(real_chroot: Callable[..., RealChroot], tmp_path: Path) -> None:
+    chroot = real_chroot(SourceStep(tmp_path / "made"), params={"grace": 1})
+    assert chroot.info().state == "running"
+    assert chroot.run(["/bin/sh", "-c", "echo $CHROOTFW_INSTANCE"], capture_output=True, text=True).stdout == "real\n"
+    assert os.path.isdir(f"{chroot.root}/data/made")
+    assert [event.plugin for event in chroot.events if "make the directory" in event.does][:1] == ["SourceStep"]
+    assert chroot.stop().state == "absent"
+    assert not (tmp_path / "made").exists()
+    assert chroot.start().state == "running"
+
+
+def test_the_thread_is_back_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = os.stat("/proc/thread-self/ns/mnt").st_ino, kernelview.mount_table(), os.stat("/").st_ino
+    with real.Ground(str(tmp_path)) as ground:
+        chroot = ground.start()
+        assert os.stat("/proc/thread-self/ns/mnt").st_ino != before[0]
+        assert os.path.exists(f"{chroot.root}/proc/self")
+    assert ground.left == []
+    assert not os.path.exists(f"{chroot.root}/proc/self")
+    assert (os.stat("/proc/thread-self/ns/mnt").st_ino, kernelview.mount_table(), os.stat("/").st_ino) == before
+    assert os.getcwd() == str(tmp_path)
+
+
+def test_what_a_start_raises_is_raised(real_chroot: Callable[..., RealChroot]) -> None:
+    with pytest.raises(chrootfw.ScriptError, match="exited with status 3"):
+        real_chroot(init="#!/bin/sh\nexit 3\n")
+    chroot = real_chroot(name="another", init=False)
+    assert chroot.info().state == "mounted"
+
+
+LEFT = {
+    "a process": ("subprocess.Popen(['sleep', '3600'])", "process * (sleep)"),
+    "a mount": ("subprocess.run(['mount', '-t', 'tmpfs', 'tmpfs', '/mnt'], check=True)", "the mount on /mnt"),
+    "a mount in the root": (
+        "chroot.stop = lambda **_how: None",
+        "the mount on */run/real/root/proc",
+    ),
+    "a loop device": (
+        "(tmp_path / 'image').write_bytes(bytes(1 << 20)); "
+        "subprocess.run(['losetup', '--find', str(tmp_path / 'image')], check=True)",
+        "/dev/loop* over */image",
+    ),
+    "a stop that fails": (
+        "chroot.stop = lambda **_: (_ for _ in ()).throw(chrootfw.ChrootfwError('it will not'))",
+        "it will not",
+    ),
+}
+
+
+@pytest.mark.parametrize(("deed", "said"), LEFT.values(), ids=LEFT)
+def test_what_a_test_leaves_fails_it(pytester: pytest.Pytester, deed: str, said: str) -> None:
+    pytester.makepyfile(
+        f"""
+        import subprocess
+        import chrootfw
+
+        def test_it(real_chroot, tmp_path):
+            chroot = real_chroot()
+            {deed}
+
+        def test_the_next_one_is_not_blamed(real_chroot):
+            real_chroot()
+        """
+    )
+    result = _pytest(pytester)
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.fnmatch_lines(["the test left something:", f"*{said}*"])
+
+
+#: Lets somebody who is not root reach the interpreter and the packages, wherever they are, and becomes that one.
+AS_NOBODY = """
+nobody() { setpriv --reuid 65534 --regid 65534 --clear-groups "$@"; }
+for place in $PLACES; do
+    mkdir -p "$STAGE$place"
+    mount --bind "$place" "$STAGE$place"
+done
+for place in $PLACES; do
+    above=
+    for part in $(echo "$place" | tr / ' '); do
+        above=$above/$part
+        [ ! -d "$above" ] || nobody test -x "$above" || mount -t tmpfs -o mode=0755 tmpfs "$above"
+    done
+    [ -d "$place" ] || { mkdir -p "$place"; mount --bind "$STAGE$place" "$place"; }
+done
+exec setpriv --reuid 65534 --regid 65534 --clear-groups "$@"
+"""
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """A directory that belongs to somebody else; pytest's own are root's alone."""
+    path = Path(tempfile.mkdtemp(prefix="chrootfw-nobody-"))
+    os.chown(path, 65534, 65534)
+    yield path
+    shutil.rmtree(path)
+
+
+def test_an_ordinary_user_has_real_chroots_too(scratch: Path, tmp_path: Path) -> None:
+    """By the command that the skipped tests name."""
+    (scratch / "test_mine.py").write_text(
+        textwrap.dedent(
+            """
+        import signal
+        import chrootfw
+        import pytest
+
+        class Special:
+            @chrootfw.hookimpl
+            def chrootfw_mount(self):
+                return [chrootfw.MountPoint("/data", "tmpfs", "tmpfs")]
+
+            @chrootfw.hookimpl
+            def chrootfw_kill_strategy(self):
+                return [chrootfw.Escalation(signal.SIGKILL, 5)]
+
+        def test_it(real_chroot):
+            chroot = real_chroot(Special)
+            assert chroot.info().state == "running"
+            script = "echo x > /dev/null && echo y > /data/y && ls /sys/class/net && cat /data/y"
+            assert chroot.run(["/bin/sh", "-c", script], capture_output=True, text=True).stdout.split() == ["lo", "y"]
+            assert chroot.stop().state == "absent"
+
+        def test_a_failure(real_chroot):
+            with pytest.raises(chrootfw.ScriptError, match="exited with status 3"):
+                real_chroot(init="#!/bin/sh\\nexit 3\\n")
+        """
+        )
+    )
+    flags = real.COMMAND.partition(" python3 ")[0].split()
+    inside = [*flags, sys.executable, "-m", "pytest", "-q", *PLUGIN, f"--basetemp={scratch}/tests", str(scratch)]
+    places = {sys.prefix, sys.base_prefix, *_packages()}
+    done = subprocess.run(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-e", "-c", AS_NOBODY, "sh", *inside],
+        env={**os.environ, "PLACES": " ".join(sorted(places)), "STAGE": str(tmp_path / "stage"), "PYTHONPATH": os.pathsep.join(_packages()), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True, text=True, cwd="/",
+    )  # fmt: skip
+    assert "2 passed" in done.stdout, done.stdout + done.stderr
+
+
+def _packages() -> list[str]:
+    import chrootfw_defaults.disk
+
+    return sorted({str(Path(str(module.__file__)).parents[1]) for module in (chrootfw, chrootfw_defaults.disk)})
+
+
+def _pytest(pytester: pytest.Pytester) -> pytest.RunResult:
+    os.environ["PYTHONPATH"] = os.pathsep.join(_packages())  # given back by pytester
+    return pytester.runpytest_subprocess(*PLUGIN)
