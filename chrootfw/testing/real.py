@@ -123,16 +123,17 @@ class Ground:
         *plugins: object,
         init: str | bool | None = None,
         params: Mapping[str, Any] | None = None,
+        root: Mapping[str, str] | None = None,
         name: str = "real",
         **runtime: Any,
     ) -> RealChroot:
         """Make an instance and start it.
 
         ``plugins``: as for ``Runtime``. ``init``: the text of its init script; ``None`` for one that leaves a daemon, ``False`` for none. ``params``: as
-        for ``Instance``. ``runtime``: further arguments of ``Runtime``. Raises what ``Runtime.start`` raises.
+        for ``Instance``. ``root``: texts of more files in its root, by path. ``runtime``: further arguments of ``Runtime``. Raises what ``Runtime.start`` raises.
         """
         disk = f"{self.directory}/{name}.disk"
-        _make_root(disk, INIT if init is None or init is True else init or "")
+        _make_root(disk, {"etc/chrootfw/init": INIT if init is None or init is True else init or "", **(root or {})})
         how: dict[str, Any] = {"init_script": None} if init is False else {}
         instance = Instance(name, disk=disk, params=params or {}, **how)
         events: list[Event] = []
@@ -245,7 +246,7 @@ def _busybox() -> str:
     return ""
 
 
-def _make_root(directory: str, init: str) -> None:
+def _make_root(directory: str, files: Mapping[str, str]) -> None:
     for name in _DIRECTORIES:
         os.makedirs(f"{directory}/{name}", exist_ok=True)
     for path in (directory, *(f"{directory}/{name}" for name in _DIRECTORIES)):
@@ -256,8 +257,10 @@ def _make_root(directory: str, init: str) -> None:
         for applet in _applets(busybox):
             if applet != "busybox":
                 os.symlink("busybox", f"{directory}/bin/{applet}")
-    for path, text in {**_FILES, "etc/chrootfw/init": init}.items():
-        with open(f"{directory}/{path}", "w", encoding="utf-8") as file:
+    for path, text in {**_FILES, **files}.items():
+        place = f"{directory}/{path.lstrip('/')}"
+        os.makedirs(os.path.dirname(place), exist_ok=True)
+        with open(place, "w", encoding="utf-8") as file:
             file.write(text)
             os.fchmod(file.fileno(), 0o755 if text.startswith("#!") else 0o644)
 

@@ -232,7 +232,9 @@ class RecordingRuntime:
 
         Nothing of an earlier one is there at the next. Raises as ``start`` when the start fails by itself.
         """
-        steps = self._fresh().start(instance).steps
+        whole = self._fresh()
+        steps = whole.start(instance).steps
+        whole.stop(instance, force=True)  # with apply_steps its Steps are there
         for number in range(1, len(steps) + 1):
             fresh = self._fresh()
             fresh.fail_at(number)

@@ -161,6 +161,15 @@ def test_steps_are_applied_and_undone_when_that_is_asked_for(record):
     assert Note.notes == ["apply source", "apply a", "apply b", "undo b", "undo a", "undo source"]
 
 
+def test_nothing_that_was_applied_is_there_at_the_next_failure(record):
+    present = []
+    for failed in record(Notes(Note("a")), apply_steps=True).each_failure(WEB1):
+        assert not failed.left
+        present.append(Note.notes.count("apply a") <= Note.notes.count("undo a"))
+    assert all(present)
+    assert Note.notes.count("apply a") == 2, "in the whole start, and in the one whose script fails"
+
+
 def test_a_step_that_fails_by_itself(record):
     with pytest.raises(chrootfw.StepError, match="plugin Notes .*: cannot note b: OSError"):
         record(Notes(Note("a"), Note("b", "apply")), apply_steps=True).start(WEB1)
