@@ -102,12 +102,21 @@ class Impatient:
 
 
 class ProcLast:
-    """Its ordering is asked for the root apart from the rest, where mount points have to be taken back."""
+    """Everything before /proc, but for the root."""
 
     @chrootfw.hookimpl(wrapper=True)
     def chrootfw_unmount_ordering(self) -> Any:
         order = yield
         return sorted(order, key=lambda mount: (mount.target == "/proc") + 2 * (mount.target == "/"))
+
+
+class LayersFirst:
+    """What is in a layer before what is in the root: where mount points have to be taken back, it is asked twice."""
+
+    @chrootfw.hookimpl(wrapper=True)
+    def chrootfw_unmount_ordering(self) -> Any:
+        order = yield
+        return sorted(order, key=lambda mount: mount.at == "root" or mount.target == "/")
 
 
 class UpsideDown:
@@ -167,6 +176,13 @@ CASES: dict[str, Case] = {
     "an init script that fails": {
         "plugins": lambda place: [SourceStep(place), PreStart(f"{place}.p"), ProcLast()],
         "init": roots.script(f"{roots.STUBBORN}\nexit 1"),
+        "fail_at": "run /etc/chrootfw/init start",
+        "fails": True,
+    },
+    "mount points to take back beside layers": {
+        "plugins": lambda place: [Throwaway(), SourceStep(place), PreStart(f"{place}.p"), LayersFirst()],
+        "init": roots.script("exit 1"),
+        "processes": [],
         "fail_at": "run /etc/chrootfw/init start",
         "fails": True,
     },
