@@ -15,8 +15,22 @@ from chrootfw.model import Stage, Step
 
 T = TypeVar("T")
 
+#: How a step is applied, and how it is undone by its record: ``Step``'s own methods, or what the test kit does instead.
+Applies = Callable[[Step], Mapping[str, Any] | None]
+Undoes = Callable[[Step, Mapping[str, Any]], None]
 
-def apply(job: Job, stage: Stage, plugin: str, step: Step) -> Mapping[str, Any]:
+
+def by_itself(step: Step) -> Mapping[str, Any] | None:
+    """The step's own ``apply``."""
+    return step.apply()
+
+
+def undo_by_itself(step: Step, record: Mapping[str, Any]) -> None:
+    """The step's own ``undo``."""
+    step.undo(record)
+
+
+def apply(job: Job, stage: Stage, plugin: str, step: Step, carry_out: Applies = by_itself) -> Mapping[str, Any]:
     """Check, record, apply, record the facts, which are returned. Raises ``StepError`` with blame."""
     who = job.stages.registry.record(plugin)
     try:
@@ -51,7 +65,7 @@ def apply(job: Job, stage: Stage, plugin: str, step: Step) -> Mapping[str, Any]:
     job.save(steps=[*job.intent["steps"], record])
     with job.step(stage, does, plugin):
         try:
-            facts = _within(job, plugin, step, step.apply) or {}
+            facts = _within(job, plugin, step, partial(carry_out, step)) or {}
             json.dumps(facts)
             record["facts"] = dict(facts)
             job.save()
@@ -73,7 +87,7 @@ def apply(job: Job, stage: Stage, plugin: str, step: Step) -> Mapping[str, Any]:
     return record["facts"]  # type: ignore[no-any-return]  # just made a dict of it
 
 
-def pay(job: Job, stages: tuple[Stage, ...]) -> list[str]:
+def pay(job: Job, stages: tuple[Stage, ...], take_back: Undoes = undo_by_itself) -> list[str]:
     """Undo the recorded steps of ``stages``, the last first. What cannot be undone stays recorded; a line for each."""
     failures: list[str] = []
     if job.intent is None:
@@ -82,14 +96,13 @@ def pay(job: Job, stages: tuple[Stage, ...]) -> list[str]:
         if record["stage"] not in stages:
             continue
         who = " ".join(filter(None, (record["plugin"], record["distribution"], record["version"])))
-        does = f"undo {record['kind']}"
         if record in job.unreturned:
             failures.append(f"{record['kind']} {record['arguments']} of plugin {who}: it is still being applied")
             continue
         try:
-            step = _restore(record)
-            with job.step(record["stage"], does, record["plugin"]):
-                _within(job, record["plugin"], step, partial(step.undo, record))
+            step = restore(record)
+            with job.step(record["stage"], undo_does(record), record["plugin"]):
+                _within(job, record["plugin"], step, partial(take_back, step, record))
         except (Exception, SystemExit) as error:  # whatever a plugin may raise: the others are paid all the same
             failures.append(f"{record['kind']} {record['arguments']} of plugin {who}: {_text(error)}")
             continue
@@ -104,6 +117,11 @@ def _within(job: Job, plugin: str, step: Step, call: Callable[[], T]) -> T:
     return call() if own else within(step.deadline, call)
 
 
+def undo_does(record: Mapping[str, Any]) -> str:
+    """What the undoing of a recorded step does, in words."""
+    return f"undo {record['kind']}"
+
+
 def unpaid(name: str, failures: list[str]) -> StepError:
     """The error for steps that could not be undone."""
     return StepError(
@@ -113,7 +131,7 @@ def unpaid(name: str, failures: list[str]) -> StepError:
     )
 
 
-def _restore(record: Mapping[str, Any]) -> Step:
+def restore(record: Mapping[str, Any]) -> Step:
     """The step of a record: its class by module and name, or as a class that is defined in this process."""
     module, _, qualname = record["class"].partition(":")
     try:

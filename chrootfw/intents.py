@@ -131,15 +131,22 @@ def load(run_dir: str, name: str) -> dict[str, Any] | None:
 
 def save(run_dir: str, name: str, intent: dict[str, Any]) -> None:
     """Replace it. Raises ``StepError``; the old one then stands."""
+    data = dump(name, intent)
     try:
-        store.write(path(run_dir, name), store.dump(intent))
-    except TypeError as error:
-        raise StepError(f"cannot write the record of {name}: {error}", hint="parameters must be JSON values") from error
+        store.write(path(run_dir, name), data)
     except OSError as error:
         raise StepError(
             f"cannot write the record of {name} into the run directory {run_dir}: {error.strerror}",
             hint=f"see that {run_dir} is writable and has space (df {run_dir})",
         ) from error
+
+
+def dump(name: str, intent: dict[str, Any]) -> bytes:
+    """The record as it is kept. Raises ``StepError`` for what is no JSON."""
+    try:
+        return store.dump(intent)
+    except TypeError as error:
+        raise StepError(f"cannot write the record of {name}: {error}", hint="parameters must be JSON values") from error
 
 
 def is_current(intent: dict[str, Any]) -> bool:

@@ -34,6 +34,9 @@ _LOOK = 0.02
 _NAMED_MAX = 20
 
 
+#: What the step of an undo that ends the processes does, in words.
+KILL_DOES = "SIGKILL to the own processes"
+
 #: Finds outside holders, all of them or among some pids.
 FindHolders = Callable[[Iterable[int] | None], list[Process]]
 
@@ -119,7 +122,7 @@ def kill_at_once(job: Job) -> None:
     """KILL to everything of the instance's own, for undoing a start. Raises ``SurvivorError``."""
     living = Living(job, None)
     if living.has_own:
-        with job.step("kill", "SIGKILL to the own processes"):
+        with job.step("kill", KILL_DOES):
             _escalate(living, Escalation(signal.SIGKILL, kill_plan.KILL_GRACE))
         living = Living(job, None)
     if living.has_own:
@@ -155,6 +158,11 @@ def survivors(name: str, living: Living) -> SurvivorError:
             details.append(f"pid {pid} ({processes.command(pid)}): state {letter}{', in ' + wchan if wchan else ''}")
     if not details:
         details = ["a process in its cgroup that cannot be seen from this pid namespace"]
+    return survived(name, details)
+
+
+def survived(name: str, details: Sequence[str]) -> SurvivorError:
+    """The error for processes that the last signal has not ended; a line for each."""
     return SurvivorError(
         f"{name} still has processes after the last signal",
         details,

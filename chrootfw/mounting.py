@@ -129,12 +129,27 @@ def check_same_disk(job: Job, points: Points, lock_disk: Callable[[disks.Disk], 
         )
 
 
+def parted(points: Points) -> tuple[Points, Points]:
+    """Auxiliary layers, and the root's tree; each in the order in which they are mounted."""
+    layers = [(plugin, point) for plugin, point in points if point.at != "root"]
+    return layers, [(plugin, point) for plugin, point in points if point.at == "root"]
+
+
+def attach_does(job: Job, count: int) -> str:
+    """What the step that attaches the tree does, in words."""
+    return f"attach the tree of {count} mounts on {job.root}"
+
+
+def mount_does(point: MountPoint) -> str:
+    """What the step of one mount does, in words."""
+    return f"mount {point.describe()}"
+
+
 def mount_tree(job: Job, points: Points) -> None:
     """Auxiliary layers, then the root's tree, attached in one step. Raises ``StepError``, ``DiskError``."""
-    for plugin, point in points:
-        if point.at != "root":
-            _mount_aux(job, plugin, point)
-    tree = [(plugin, point) for plugin, point in points if point.at == "root"]
+    layers, tree = parted(points)
+    for plugin, point in layers:
+        _mount_aux(job, plugin, point)
     opened: list[trees.Detached] = []
     tree_fd = -1
     try:
@@ -143,13 +158,13 @@ def mount_tree(job: Job, points: Points) -> None:
             opened.append(_detach(job, plugin, point))
         root, *parts = opened
         _record_device(job, root)
-        with job.step("mount", f"attach the tree of {len(opened)} mounts on {job.root}"):
+        with job.step("mount", attach_does(job, len(opened))):
             tree_fd = trees.assemble(root, parts, job.root, job.made)
             try:
                 trees.attach(tree_fd, job.root)
             except OSError as error:
                 raise StepError(f"cannot attach the tree on {job.root}: {error.strerror}") from error
-        _say_made(job)
+        say_made(job)
     finally:
         for fd in (tree_fd, *(detached.fd for detached in opened)):
             if fd >= 0:
@@ -193,7 +208,7 @@ def mount_parts(job: Job, points: Points) -> None:
             opened.append(_detach(job, plugin, point))
         with job.step("mount", f"attach {len(parts)} mounts in {job.root}"):
             trees.attach_parts(root, opened, job.made)
-        _say_made(job)
+        say_made(job)
     finally:
         for detached in (root, *opened):
             os.close(detached.fd)
@@ -201,20 +216,29 @@ def mount_parts(job: Job, points: Points) -> None:
 
 def _detach(job: Job, plugin: str, point: MountPoint) -> trees.Detached:
     """Apply the step that makes the source, if there is one, and make the mount."""
-    source = point.source
-    if isinstance(source, Step):
-        facts: Mapping[str, Any] = debts.apply(job, "mount", plugin, source)
-        made = facts.get("source")
-        if not isinstance(made, str) or not made:
-            raise StepError(
-                f"{job.stages.registry.record(plugin).describe()}: mount for {job.name}: the step {source.describe()!r} says no source for {point.target}",
-                hint='apply() of a source step returns {"source": path}',
-            )
-        source = made
+    source = source_of(job, plugin, point)
+    with job.step("mount", mount_does(point), plugin):
+        return trees.detach(point, source, options_of(job, point), seconds=job.disk_timeout)
+
+
+def source_of(job: Job, plugin: str, point: MountPoint, carry_out: debts.Applies = debts.by_itself) -> str:
+    """The source of a mount; a step that makes it is applied. Raises ``StepError``, ``PluginError``."""
+    if not isinstance(point.source, Step):
+        return point.source
+    facts: Mapping[str, Any] = debts.apply(job, "mount", plugin, point.source, carry_out)
+    made = facts.get("source")
+    if not isinstance(made, str) or not made:
+        raise StepError(
+            f"{job.stages.registry.record(plugin).describe()}: mount for {job.name}: the step {point.source.describe()!r} says no source for {point.target}",
+            hint='apply() of a source step returns {"source": path}',
+        )
+    return made
+
+
+def options_of(job: Job, point: MountPoint) -> list[str]:
+    """The options of a mount, with the paths of auxiliary layers filled in."""
     base = f"{intents.directory(job.run_dir, job.name)}/aux"
-    options = [re.sub(r"\{aux:([^{}]*)\}", rf"{base}/\1", option) for option in point.options]
-    with job.step("mount", f"mount {point.describe()}", plugin):
-        return trees.detach(point, source, options, seconds=job.disk_timeout)
+    return [re.sub(r"\{aux:([^{}]*)\}", rf"{base}/\1", option) for option in point.options]
 
 
 def _record_device(job: Job, detached: trees.Detached) -> None:
@@ -229,7 +253,8 @@ def _record_device(job: Job, detached: trees.Detached) -> None:
             job.save()
 
 
-def _say_made(job: Job) -> None:
+def say_made(job: Job) -> None:
+    """Tell of the mount points that were missing in the disk."""
     for path in job.made:
         if any(other.startswith(f"{path}/") for other in job.made):
             continue  # what is below it says it all

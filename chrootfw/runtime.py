@@ -16,7 +16,6 @@ from chrootfw.errors import (
     ChrootfwError,
     DefinitionError,
     InputError,
-    PlanError,
     PluginLoadError,
     PrivilegeError,
     TrustError,
@@ -136,7 +135,7 @@ class Runtime:
                 job.warn("", f"an earlier start of {job.name} did not come to its end; it is undone first")
                 starting.tear_down(job)
             transitions.check("start", job.name, job.survey().state(job.name, job.intent))
-            answers = self._asked(job)
+            answers = starting.ask(job)
             starting.start(
                 job,
                 answers,
@@ -192,7 +191,7 @@ class Runtime:
             if job is None:
                 transitions.check("reboot", _name(instance), InstanceState.ABSENT)
                 raise AssertionError("the line above raises")
-            answers = self._asked(job)
+            answers = starting.ask(job)
             if job.intent is None:
                 job.intent = {
                     **self._fresh_intent(job, answers, None),
@@ -419,17 +418,6 @@ class Runtime:
                 raise config.with_place(error, self.config_dir, instance.name, text) from error
             raise
 
-    def _asked(self, job: Job) -> starting.Answers:
-        try:
-            return starting.ask(job)
-        except PlanError as error:
-            if job.instance.disk is None and "no plugin answered" in error.brief:
-                raise PlanError(
-                    f"{job.name} has no disk, and no plugin brings a root for it",
-                    hint='give it one: disk = "/path" in its definition, or --disk',
-                ) from error
-            raise
-
     def _intent(self, name: str) -> dict[str, Any] | None:
         return intents.load(os.path.realpath(self.run_dir), name)
 
@@ -575,7 +563,7 @@ class Runtime:
         job.intent = self._intent(job.name)
         state = job.survey().state(job.name, job.intent)
         transitions.check("start", job.name, state)
-        answers = self._asked(job)
+        answers = starting.ask(job)
         mounted = state == InstanceState.MOUNTED
         first = f"keep what is mounted on {job.root}, unmount what is in it" if mounted else f"make {job.root}"
         steps: builtins.list[tuple[Stage, str, str]] = [("mount", first, "")]
@@ -594,7 +582,7 @@ class Runtime:
         steps += [("pre-start", "will be checked", name) for name in reversed(names)]
         if isinstance(answers.script, Command):
             command = answers.script
-            does = f"run {' '.join(command.argv)} (at most {command.timeout:g} s), by {answers.entry.method}"
+            does = f"{starting.script_does(command)}, by {answers.entry.method}"
             steps.append(("init-start", does, answers.script_plugin))
         return steps
 

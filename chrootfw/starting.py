@@ -14,6 +14,7 @@ from chrootfw.errors import (
     ChrootfwError,
     HeldError,
     Interrupted,
+    PlanError,
     PreStartError,
     ScriptError,
     StepError,
@@ -42,7 +43,15 @@ class Answers:
 def ask(job: Job) -> Answers:
     """Ask the hooks that need no mounted root. Raises ``PluginError``, ``PlanError``, ``DiskError``."""
     job.stages.registry.check_loaded()
-    points = job.stages.mount(job.instance)
+    try:
+        points = job.stages.mount(job.instance)
+    except PlanError as error:
+        if job.instance.disk is None and "no plugin answered" in error.brief:
+            raise PlanError(
+                f"{job.name} has no disk, and no plugin brings a root for it",
+                hint='give it one: disk = "/path" in its definition, or --disk',
+            ) from error
+        raise
     script_plugin, script = ask_script(job, "start")
     command = script if isinstance(script, Command) else Command(("/bin/sh",))
     entry_plugin, entry = job.stages.enter(job.instance, command)
@@ -131,13 +140,13 @@ def renew(job: Job, answers: Answers) -> None:
 def _run_inside(job: Job, answers: Answers) -> None:
     """Pre-start and init script, and the end of a start."""
     job.interrupts.check()
-    job.stages.around(job.instance, "pre-start", lambda: _pre_start(job))
+    job.stages.around(job.instance, "pre-start", lambda: pre_start(job, Root(job.root), check_root_answers))
     job.interrupts.check()
     if isinstance(answers.script, Command):
         command = answers.script
         job.save(init_ran=True)
         job.stages.around(job.instance, "init-start", lambda: _init_start(job, answers, command))
-        _require_process(job)
+        require_process(job, has_own=killing.Living(job, None).has_own)
     job.interrupts.check()
     job.save(phase="started", started_at=time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()))
 
@@ -219,10 +228,14 @@ def current_cgroup(job: Job) -> tuple[str | None, list[str]]:
 # -- pre-start and init script ----------------------------------------------------------------------
 
 
-def _pre_start(job: Job) -> None:
+def pre_start(job: Job, root: Root, look: Callable[[Job], None], carry_out: debts.Applies = debts.by_itself) -> None:
+    """Ask what is in the way, and have the steps applied. ``look``: whether the root answers; ``carry_out``: applies a step.
+
+    Raises ``PreStartError``, ``StepError``, ``PluginError``.
+    """
     with job.step("pre-start", "check the root"):
-        check_root_answers(job)
-        answers = job.stages.pre_start(job.instance, Root(job.root))
+        look(job)
+        answers = job.stages.pre_start(job.instance, root)
         problems = [problem for _, problem in answers if isinstance(problem, Problem)]
         fatal = [problem for problem in problems if not problem.warning]
         if fatal:
@@ -236,7 +249,7 @@ def _pre_start(job: Job) -> None:
     for plugin, answer in answers:
         if isinstance(answer, Step):
             job.interrupts.check()
-            debts.apply(job, "pre-start", plugin, answer)
+            debts.apply(job, "pre-start", plugin, answer, carry_out)
 
 
 def check_root_answers(job: Job) -> None:
@@ -285,15 +298,21 @@ def script_error(job: Job, action: str, command: Command, result: scripts.Result
     )
 
 
+def script_does(command: Command) -> str:
+    """What the step of an init script does, in words."""
+    return f"run {' '.join(command.argv)} (at most {command.timeout:g} s)"
+
+
 def _init_start(job: Job, answers: Answers, command: Command) -> None:
-    with job.step("init-start", f"run {' '.join(command.argv)} (at most {command.timeout:g} s)", answers.script_plugin):
+    with job.step("init-start", script_does(command), answers.script_plugin):
         result = run_script(job, "start", command, answers.entry)
         if result.status != 0:
             raise script_error(job, "start", command, result)
 
 
-def _require_process(job: Job) -> None:
-    if killing.Living(job, None).has_own:
+def require_process(job: Job, *, has_own: bool) -> None:
+    """After the init script: an instance without a process is told, or refused. Raises ``ScriptError``."""
+    if has_own:
         return
     text = f"the init script of {job.name} succeeded, but left no process alive"
     if job.instance.params.get("require_process"):
@@ -311,9 +330,9 @@ def _undo(job: Job, error: BaseException) -> None:
         mounting.remove_made(job)
         finish(job)
         if isinstance(error, Interrupted):
-            _add_details(error, [f"what the start of {job.name} had done is undone"])
+            add_details(error, [f"what the start of {job.name} had done is undone"])
     except Exception as second:
-        _add_details(error, _told(second))
+        add_details(error, told(second))
         job.note(phase="stopping")
 
 
@@ -326,7 +345,7 @@ def _undo_on_mounted(job: Job, before: dict[str, Any] | None, error: BaseExcepti
             raise debts.unpaid(job.name, failures)
         remove_cgroups(job)
     except Exception as second:
-        _add_details(error, _told(second))
+        add_details(error, told(second))
     if before is not None:
         job.intent = {**before, "steps": job.intent["steps"] if job.intent else []}
         job.note()
@@ -334,12 +353,14 @@ def _undo_on_mounted(job: Job, before: dict[str, Any] | None, error: BaseExcepti
         job.note(phase="started")
 
 
-def _told(second: Exception) -> list[str]:
+def told(second: Exception) -> list[str]:
+    """The lines for an undo that failed."""
     brief = getattr(second, "brief", None) or f"{type(second).__name__}: {second}"
     return [f"and undoing it failed: {brief}", *getattr(second, "details", ())]
 
 
-def _add_details(error: BaseException, lines: Sequence[str]) -> None:
+def add_details(error: BaseException, lines: Sequence[str]) -> None:
+    """Say more about an error that is being raised."""
     if isinstance(error, ChrootfwError):
         error.details = (*error.details, *lines)
     else:
@@ -354,6 +375,11 @@ def tear_down(job: Job) -> None:
     """
     killing.kill_at_once(job)
     finish(job)
+
+
+def removal_does(job: Job) -> str:
+    """What the last step of a stop does, in words."""
+    return f"remove {intents.directory(job.run_dir, job.name)}"
 
 
 def finish(job: Job) -> None:
@@ -372,7 +398,7 @@ def finish(job: Job) -> None:
     remove_cgroups(job)
     if failures:
         raise debts.unpaid(job.name, failures)
-    with job.step("unmount", f"remove {intents.directory(job.run_dir, job.name)}"):
+    with job.step("unmount", removal_does(job)):
         intents.remove(job.run_dir, job.name)
     job.intent = None
 

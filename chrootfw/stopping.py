@@ -96,7 +96,7 @@ def _init_stop(job: Job) -> None:
     entry = entry_of(job, command)
 
     def call() -> None:
-        does = f"run {' '.join(command.argv)} (at most {command.timeout:g} s)"
+        does = starting.script_does(command)
         try:
             with job.step("init-stop", does, plugin), job.interrupts.shield():
                 result = starting.run_script(job, "stop", command, entry)
@@ -107,11 +107,16 @@ def _init_stop(job: Job) -> None:
         except ChrootfwError as error:
             if isinstance(error, Interrupted):
                 raise
-            lines = "\n".join([error.brief, *(f"  {line}" for line in error.details)])
-            output = error.output if isinstance(error, ScriptError) else b""
-            job.warn("init-stop", f"{lines}\n  the stop goes on", plugin=plugin, output=output)
+            say_script_failed(job, plugin, error)
 
     job.stages.around(job.instance, "init-stop", call, lenient=True)
+
+
+def say_script_failed(job: Job, plugin: str, error: ChrootfwError) -> None:
+    """A script that fails to stop an instance is told, and stops nothing."""
+    lines = "\n".join([error.brief, *(f"  {line}" for line in error.details)])
+    output = error.output if isinstance(error, ScriptError) else b""
+    job.warn("init-stop", f"{lines}\n  the stop goes on", plugin=plugin, output=output)
 
 
 def entry_of(job: Job, command: Command) -> Entry:
@@ -151,7 +156,7 @@ def plan_steps(job: Job, *, state: InstanceState) -> Sequence[tuple[Stage, str, 
     if _wants_script(job, force=False, run_script=None):
         plugin, command = starting.ask_script(job, "stop", lenient=True)
         if isinstance(command, Command):
-            steps.append(("init-stop", f"run {' '.join(command.argv)} (at most {command.timeout:g} s)", plugin))
+            steps.append(("init-stop", starting.script_does(command), plugin))
     own = survey.own_processes(job.name)
     if state == InstanceState.RUNNING:
         given = [*own, *(outside_holders(job) if job.instance.params.get("holders") == "kill" else ())]

@@ -105,9 +105,14 @@ def _one_round(
                 hint="chrootfw verify checks privileges and mount propagation",
             ) from error
         done += 1
-        with job.step("unmount", f"unmount {os.fsdecode(entry.mount_point)}", plugin):
+        with job.step("unmount", unmount_does(entry), plugin):
             pass
     return done, busy
+
+
+def unmount_does(entry: mounts.MountEntry) -> str:
+    """What the step of one unmount does, in words."""
+    return f"unmount {os.fsdecode(entry.mount_point)}"
 
 
 def _may_wait(entry: mounts.MountEntry, ours: Sequence[mounts.MountEntry], raw_table: bytes) -> bool:
@@ -144,7 +149,11 @@ def root_mounts(job: Job, entries: Sequence[mounts.MountEntry]) -> list[mounts.M
 
 def held(job: Job, entries: Sequence[mounts.MountEntry], busy: Sequence[mounts.MountEntry]) -> HeldError:
     """The error for mounts that are in use, with everyone who uses them."""
-    found = inventory.find_holders(entries, job.root, job.intent, ())
+    return held_by(job, busy, inventory.find_holders(entries, job.root, job.intent, ()))
+
+
+def held_by(job: Job, busy: Sequence[mounts.MountEntry], found: Sequence[Process]) -> HeldError:
+    """The error for busy mounts with the holders that were found."""
     targets = ", ".join(os.fsdecode(entry.mount_point) for entry in busy)
     return _held_error(f"{job.name} is held: {targets} is busy", found)
 

@@ -293,7 +293,17 @@ class _Plan:
         self.ids = None
         if ids is not None:
             user, group, groups = ids
-            self.ids = (user, group, len(groups), (ctypes.c_uint32 * max(len(groups), 1))(*groups))
+            count = -1 if user == 0 and list(groups) == [0] and _keeps_groups() else len(groups)
+            self.ids = (user, group, count, (ctypes.c_uint32 * max(len(groups), 1))(*groups))
+
+
+def _keeps_groups() -> bool:
+    """Whether this is a user namespace whose processes cannot change their groups (user_namespaces(7)): then root's stay as they are."""
+    try:
+        with open("/proc/self/setgroups", encoding="ascii") as file:
+            return file.read().strip() == "deny"
+    except OSError:
+        return False
 
 
 def _strings(words: list[bytes]) -> ctypes.Array[ctypes.c_char_p]:
@@ -395,7 +405,8 @@ def _confine(plan: _Plan) -> None:
     carry_out(plan.before)
     if plan.ids is not None:
         user, group, count, groups = plan.ids
-        check(b"setgroups", CALLS.syscall(_IDS[0], count, groups))
+        if count >= 0:
+            check(b"setgroups", CALLS.syscall(_IDS[0], count, groups))
         check(b"setgid", CALLS.syscall(_IDS[1], group, group, group))
         check(b"setuid", CALLS.syscall(_IDS[2], user, user, user))
     carry_out(plan.after)

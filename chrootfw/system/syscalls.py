@@ -241,6 +241,11 @@ def unshare(flags: int) -> None:
     _check(_libc.unshare(flags), "unshare")
 
 
+def setns(fd: int, flags: int) -> None:
+    """setns(2), for the calling thread alone."""
+    _check(_libc.setns(fd, flags), "setns")
+
+
 class Stat:
     """What ``statx`` says: ``mnt_id``, ``dev`` (as in ``os.stat``), ``ino``, ``mode``, ``rdev``."""
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from chrootfw.model import MountPoint, Node
 
-_ATTRIBUTES = {
+ATTRIBUTES = {
     "ro": syscalls.MOUNT_ATTR_RDONLY,
     "nosuid": syscalls.MOUNT_ATTR_NOSUID,
     "nodev": syscalls.MOUNT_ATTR_NODEV,
@@ -79,12 +79,7 @@ def detach(point: MountPoint, source: str, options: Sequence[str], *, seconds: f
 
     Raises ``StepError`` (``DiskError`` when the disk is to blame).
     """
-    for option in options:
-        if option in _REFUSED:
-            raise StepError(
-                f"cannot mount {point.describe()}: the option {option} is not for an instance's mounts",
-                hint="chrootfw makes every mount private before it attaches it",
-            )
+    check_options(point, options)
     try:
         if source.startswith("/"):
             deadlines.check_answers(source, seconds=seconds)
@@ -101,6 +96,16 @@ def detach(point: MountPoint, source: str, options: Sequence[str], *, seconds: f
                 f"cannot mount {point.describe()}: this kernel has no file system {point.fstype}"
             ) from error
         raise StepError(f"cannot mount {point.describe()}: {_text(error)}") from error
+
+
+def check_options(point: MountPoint, options: Sequence[str]) -> None:
+    """Refuse the options that are not for an instance's mounts. Raises ``StepError``."""
+    for option in options:
+        if option in _REFUSED:
+            raise StepError(
+                f"cannot mount {point.describe()}: the option {option} is not for an instance's mounts",
+                hint="chrootfw makes every mount private before it attaches it",
+            )
 
 
 def _text(error: OSError) -> str:
@@ -211,8 +216,8 @@ def _split(options: Sequence[str]) -> tuple[int, list[tuple[str, str | None]]]:
     parameters: list[tuple[str, str | None]] = []
     for option in options:
         key, equals, value = option.partition("=")
-        if option in _ATTRIBUTES:
-            attributes |= _ATTRIBUTES[option]
+        if option in ATTRIBUTES:
+            attributes |= ATTRIBUTES[option]
         elif option not in _NO_EFFECT and not key.startswith("x-"):
             parameters.append((key, value if equals else None))
     return attributes, parameters
@@ -292,15 +297,21 @@ def _target(inside: Root, part: Detached, made: list[str]) -> int:
             fd = inside.open_fd(target)
     except OSError as error:
         if error.errno == errno.EROFS:
-            raise StepError(
-                f"the mount point {part.point.target} does not exist in the root, and the root is read-only",
-                hint=f"make the {what} {part.point.target} in the disk, or leave the mount out",
-            ) from error
+            raise missing_on_read_only(part.point, is_directory=part.is_directory) from error
         raise StepError(f"cannot use the mount point {part.point.target} in the root: {_text(error)}") from error
     if stat.S_ISDIR(syscalls.statx("", fd).mode) != part.is_directory:
         os.close(fd)
         raise StepError(f"cannot mount {part.point.describe()}: the mount point in the root is not a {what}")
     return fd
+
+
+def missing_on_read_only(point: MountPoint, *, is_directory: bool) -> StepError:
+    """The error for a mount point that would have to be made."""
+    what = "directory" if is_directory else "file"
+    return StepError(
+        f"the mount point {point.target} does not exist in the root, and the root is read-only",
+        hint=f"make the {what} {point.target} in the disk, or leave the mount out",
+    )
 
 
 def _make_target(inside: Root, target: str, made: list[str], *, directory: bool) -> None:

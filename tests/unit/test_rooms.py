@@ -42,6 +42,14 @@ FLOORS = (
     ("intents", "inventory", "entering", "config"),
     ("jobs", "pipes", "scripts", "killing", "unmounting", "debts", "mounting", "starting", "stopping"),
     ("node", "verify", "runtime"),
+    (
+        "testing",
+        "testing.root_tree",
+        "testing.recording",
+        "testing.real",
+        "testing.conformance",
+        "testing.fixtures",
+    ),
     ("display", "demo_files", "demo", "scaffold", "cli", "__main__"),
 )
 RANK = {room: number for number, room in enumerate(room for floor in FLOORS for room in floor)}
