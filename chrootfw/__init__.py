@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         Instance,
         Mount,
         MountPoint,
+        NoCommand,
         Node,
         Omit,
         Parameter,
@@ -67,8 +68,8 @@ _HOMES = {
     "chrootfw.hookspecs": ("hookimpl",),
     "chrootfw.interrupts": ("Interrupts",),
     "chrootfw.model": (
-        "NO_COMMAND", "Command", "Entry", "Escalation", "Event", "EventKind", "Instance", "Mount", "MountPoint", "Node",
-        "Omit", "Parameter", "Plan", "Problem", "Stage", "Step",
+        "NO_COMMAND", "Command", "Entry", "Escalation", "Event", "EventKind", "Instance", "Mount", "MountPoint", "NoCommand",
+        "Node", "Omit", "Parameter", "Plan", "Problem", "Stage", "Step",
     ),
     "chrootfw.runtime": ("Runtime",),
     "chrootfw.steps": ("CommandStep",),
@@ -80,7 +81,7 @@ _HOMES = {
 __all__ = [
     "NO_COMMAND", "Check", "ChrootfwDeprecationWarning", "ChrootfwError", "Command", "CommandStep", "DefinitionError",
     "DiskError", "Entry", "Escalation", "Event", "EventKind", "HeldError", "Hooks", "InputError", "Instance", "InstanceInfo",
-    "InstanceState", "Interrupted", "Interrupts", "LockError", "Mount", "MountPoint", "Node", "NodeInfo", "NotFoundError",
+    "InstanceState", "Interrupted", "Interrupts", "LockError", "Mount", "MountPoint", "NoCommand", "Node", "NodeInfo", "NotFoundError",
     "NotSupported", "Omit", "Parameter", "Plan", "PlanError", "PluginError", "PluginLoadError", "PreStartError",
     "PrivilegeError", "Problem", "Process", "Root", "Runtime", "ScriptError", "Stage", "Step", "StepError", "SurvivorError",
     "TransitionError", "TrustError", "hookimpl",

@@ -30,8 +30,13 @@ def undo_by_itself(step: Step, record: Mapping[str, Any]) -> None:
     step.undo(record)
 
 
-def apply(job: Job, stage: Stage, plugin: str, step: Step, carry_out: Applies = by_itself) -> Mapping[str, Any]:
-    """Check, record, apply, record the facts, which are returned. Raises ``StepError`` with blame."""
+def apply(
+    job: Job, stage: Stage, plugin: str, step: Step, carry_out: Applies = by_itself, *, place: str = ""
+) -> Mapping[str, Any]:
+    """Check, record, apply, record the facts, which are returned. Raises ``StepError`` with blame.
+
+    ``place``: where the mount goes whose source it is, ``AT:TARGET``.
+    """
     who = job.stages.registry.record(plugin)
     try:
         does, arguments = step.describe(), step.arguments()
@@ -57,6 +62,7 @@ def apply(job: Job, stage: Stage, plugin: str, step: Step, carry_out: Applies = 
         "arguments": arguments,
         "facts": None,
         "stage": stage,
+        "place": place,
         "plugin": plugin,
         "distribution": who.distribution,
         "version": who.version,
@@ -87,13 +93,21 @@ def apply(job: Job, stage: Stage, plugin: str, step: Step, carry_out: Applies = 
     return record["facts"]  # type: ignore[no-any-return]  # just made a dict of it
 
 
-def pay(job: Job, stages: tuple[Stage, ...], take_back: Undoes = undo_by_itself) -> list[str]:
-    """Undo the recorded steps of ``stages``, the last first. What cannot be undone stays recorded; a line for each."""
+def pay(
+    job: Job, stages: tuple[Stage, ...], take_back: Undoes = undo_by_itself, *, parts_only: bool = False
+) -> list[str]:
+    """Undo the recorded steps of ``stages``, the last first. What cannot be undone stays recorded; a line for each.
+
+    ``parts_only``: of the steps that make sources, those of mounts in the root, which a reboot makes afresh.
+    """
     failures: list[str] = []
     if job.intent is None:
         return failures
     for record in reversed(list(job.intent["steps"])):
         if record["stage"] not in stages:
+            continue
+        place = record.get("place", "")
+        if parts_only and record["stage"] == "mount" and (not place.startswith("root:") or place == "root:/"):
             continue
         who = " ".join(filter(None, (record["plugin"], record["distribution"], record["version"])))
         if record in job.unreturned:

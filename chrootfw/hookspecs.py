@@ -79,7 +79,9 @@ def chrootfw_mount(instance: Instance) -> Sequence[MountPoint | Omit] | None:
 
 
 @hookspec
-def chrootfw_pre_start(instance: Instance, root: Root | None) -> Sequence[Problem | Step] | None:
+def chrootfw_pre_start(
+    instance: Instance, root: Root | None, command: Command | NoCommand
+) -> Sequence[Problem | Step] | None:
     """Is anything in the way of a start, and what must be prepared for it?
 
     Kind: contribute, at the stage ``pre-start``, when the tree is mounted. All problems are reported together.
@@ -88,6 +90,7 @@ def chrootfw_pre_start(instance: Instance, root: Root | None) -> Sequence[Proble
 
     :param instance: the instance.
     :param root: its tree, for looking into; ``None`` in a plan.
+    :param command: what is going to be run to start it, as ``init_script`` was answered; ``NO_COMMAND`` for nothing.
     :returns: ``Problem`` and ``Step`` values.
 
     .. versionadded:: 0.1

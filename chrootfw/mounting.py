@@ -225,7 +225,9 @@ def source_of(job: Job, plugin: str, point: MountPoint, carry_out: debts.Applies
     """The source of a mount; a step that makes it is applied. Raises ``StepError``, ``PluginError``."""
     if not isinstance(point.source, Step):
         return point.source
-    facts: Mapping[str, Any] = debts.apply(job, "mount", plugin, point.source, carry_out)
+    facts: Mapping[str, Any] = debts.apply(
+        job, "mount", plugin, point.source, carry_out, place=f"{point.at}:{point.target}"
+    )
     made = facts.get("source")
     if not isinstance(made, str) or not made:
         raise StepError(

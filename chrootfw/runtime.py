@@ -575,7 +575,7 @@ class Runtime:
             steps.append(("mount", f"mount {point.describe()}", plugin))
         if not mounted:
             steps.append(("mount", f"attach the tree on {job.root} in one step", ""))
-        for plugin, answer in job.stages.pre_start(job.instance, None):
+        for plugin, answer in job.stages.pre_start(job.instance, None, answers.script):
             does = answer.describe() if isinstance(answer, Step) else f"problem: {answer.brief}"
             steps.append(("pre-start", does, plugin))
         names = [i.plugin_name for i in registry.manager.hook.chrootfw_pre_start.get_hookimpls()]

@@ -109,9 +109,12 @@ class Stages:
         answers = self._contributed("chrootfw_mount", {"instance": instance}, (MountPoint, Omit), instance)
         return mount_order.merge(answers, lambda plugin: f"{self._who(plugin)}: chrootfw_mount for {instance.name}")
 
-    def pre_start(self, instance: Instance, root: Root | None) -> list[tuple[str, Problem | Step]]:
+    def pre_start(
+        self, instance: Instance, root: Root | None, command: Command | NoCommand
+    ) -> list[tuple[str, Problem | Step]]:
         """``(plugin, Problem or Step)`` pairs in the order of asking."""
-        return self._contributed("chrootfw_pre_start", {"instance": instance, "root": root}, (Problem, Step), instance)
+        arguments = {"instance": instance, "root": root, "command": command}
+        return self._contributed("chrootfw_pre_start", arguments, (Problem, Step), instance)
 
     def _contributed(
         self, hook: str, arguments: Mapping[str, Any], types: type | tuple[type, ...], instance: Instance | None

@@ -132,6 +132,9 @@ def renew(job: Job, answers: Answers) -> None:
     if failures:
         raise debts.unpaid(job.name, failures)
     unmounting.take_down(job, keep_root=True)
+    failures = debts.pay(job, ("mount",), parts_only=True)
+    if failures:
+        raise debts.unpaid(job.name, failures)
     remove_cgroups(job)
     _make_cgroup(job)
     job.stages.around(job.instance, "mount", lambda: mounting.mount_parts(job, answers.points))
@@ -140,7 +143,9 @@ def renew(job: Job, answers: Answers) -> None:
 def _run_inside(job: Job, answers: Answers) -> None:
     """Pre-start and init script, and the end of a start."""
     job.interrupts.check()
-    job.stages.around(job.instance, "pre-start", lambda: pre_start(job, Root(job.root), check_root_answers))
+    job.stages.around(
+        job.instance, "pre-start", lambda: pre_start(job, answers.script, Root(job.root), check_root_answers)
+    )
     job.interrupts.check()
     if isinstance(answers.script, Command):
         command = answers.script
@@ -228,14 +233,20 @@ def current_cgroup(job: Job) -> tuple[str | None, list[str]]:
 # -- pre-start and init script ----------------------------------------------------------------------
 
 
-def pre_start(job: Job, root: Root, look: Callable[[Job], None], carry_out: debts.Applies = debts.by_itself) -> None:
-    """Ask what is in the way, and have the steps applied. ``look``: whether the root answers; ``carry_out``: applies a step.
+def pre_start(
+    job: Job,
+    command: Command | NoCommand,
+    root: Root,
+    look: Callable[[Job], None],
+    carry_out: debts.Applies = debts.by_itself,
+) -> None:
+    """Ask what is in the way of ``command``, and have the steps applied. ``look``: whether the root answers; ``carry_out``: applies a step.
 
     Raises ``PreStartError``, ``StepError``, ``PluginError``.
     """
     with job.step("pre-start", "check the root"):
         look(job)
-        answers = job.stages.pre_start(job.instance, root)
+        answers = job.stages.pre_start(job.instance, root, command)
         problems = [problem for _, problem in answers if isinstance(problem, Problem)]
         fatal = [problem for problem in problems if not problem.warning]
         if fatal:

@@ -38,7 +38,9 @@ if TYPE_CHECKING:
 
         def chrootfw_mount(self, instance: Instance) -> Sequence[MountPoint | Omit] | None: ...
 
-        def chrootfw_pre_start(self, instance: Instance, root: Root | None) -> Sequence[Problem | Step] | None: ...
+        def chrootfw_pre_start(
+            self, instance: Instance, root: Root | None, command: Command | NoCommand
+        ) -> Sequence[Problem | Step] | None: ...
 
         def chrootfw_init_script(
             self, instance: Instance, action: str

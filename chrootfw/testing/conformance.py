@@ -258,7 +258,8 @@ class Examination:
             if outcome.error.plugin in (self.name, ""):
                 against.append(_line(outcome.error))
         elif outcome.error is not None:
-            against.append(f"{self.who}: {question.hook} for {question.about}: {_line(outcome.error)}")
+            line = _line(outcome.error)
+            against.append(line if self.who in line else f"{self.who}: {question.hook} for {question.about}: {line}")
         return outcome, against
 
     # -- questions ----------------------------------------------------------------------------------
@@ -283,8 +284,11 @@ class Examination:
             yield Question(hook, this, partial(stages.mount, instance), name)
         elif hook == "chrootfw_pre_start":
             for root in (self.root, None):
-                ask = partial(stages.pre_start, instance, root)
-                yield Question(hook, {**this, "root": root}, ask, f"{name}, root {'given' if root else 'None'}")
+                command = Command(("/etc/chrootfw/init", "start"))
+                ask = partial(stages.pre_start, instance, root, command)
+                yield Question(
+                    hook, {**this, "root": root, "command": command}, ask, f"{name}, root {'given' if root else 'None'}"
+                )
         elif hook == "chrootfw_init_script":
             for action in ("start", "stop"):
                 ask = partial(stages.init_script, instance, action)

@@ -23,7 +23,7 @@ from chrootfw import config, debts, intents, killing, mounting, scripts, startin
 from chrootfw.errors import ChrootfwError, StepError, SurvivorError
 from chrootfw.interrupts import Interrupts
 from chrootfw.jobs import Job
-from chrootfw.model import Command, Escalation, Event, Instance, MountPoint, Stage, Step
+from chrootfw.model import Command, Escalation, Event, Instance, MountPoint, NoCommand, Stage, Step
 from chrootfw.planning import kill_plan, paths, transitions
 from chrootfw.plugins import Registry
 from chrootfw.stages import Stages
@@ -426,7 +426,7 @@ class _Life:
         """As ``starting.start`` of something absent."""
         job = self.job
         job.stages.around(job.instance, "mount", lambda: self._mount_tree(answers.points))
-        job.stages.around(job.instance, "pre-start", self._pre_start)
+        job.stages.around(job.instance, "pre-start", lambda: self._pre_start(answers.script))
         if isinstance(answers.script, Command):
             command = answers.script
             job.save(init_ran=True)
@@ -529,12 +529,13 @@ class _Life:
         if self.apply_steps:
             step.undo(record)
 
-    def _pre_start(self) -> None:
-        starting.pre_start(
-            self.job, self.root, lambda job: self.job.fail_if_due(f"check the root of {job.name}"), self._apply
-        )
+    def _pre_start(self, command: Command | NoCommand) -> None:
+        def look(job: Job) -> None:
+            self.job.fail_if_due(f"check the root of {job.name}")
 
-    def _run_script(self, stage: str, command: Command, plugin: str) -> None:
+        starting.pre_start(self.job, command, self.root, look, self._apply)
+
+    def _run_script(self, stage: Stage, command: Command, plugin: str) -> None:
         job = self.job
         action = stage.removeprefix("init-")
         with job.step(stage, starting.script_does(command), plugin):

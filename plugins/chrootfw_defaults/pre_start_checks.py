@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 import chrootfw
-from chrootfw import Instance, Parameter, Problem, Root
+from chrootfw import Command, Instance, NoCommand, Parameter, Problem, Root
 
 _MIB = 1 << 20
 #: e_machine of ELF(5) for what ``uname -m`` says; a 64-bit kernel runs its 32-bit programs too.
@@ -30,12 +30,12 @@ def chrootfw_parameters() -> list[Parameter]:
 
 
 @chrootfw.hookimpl
-def chrootfw_pre_start(instance: Instance, root: Root | None) -> list[Problem]:
+def chrootfw_pre_start(instance: Instance, root: Root | None, command: Command | NoCommand) -> list[Problem]:
     if root is None:
         return []
     problems = [*_check_root(root), *_check_space(instance, root)]
-    if instance.init_script is not None:
-        problems += _check_script(instance.init_script, root)
+    if isinstance(command, Command):
+        problems += _check_script(command.argv[0], root)
     return problems
 
 

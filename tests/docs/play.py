@@ -45,7 +45,7 @@ def main(scratch: Path, page: Path, tutorial: Path | None) -> int:
     environment = _make_world(scratch)
     sys.path.insert(0, str(_TREE / "tests/real"))
     leaks = importlib.import_module("leaks")
-    ground = leaks.Ground(Path("/srv"))
+    ground = leaks.Ground(Path("/srv"), common=True)
     with Stage(scratch, environment) as stage:
         before = ground.snapshot()
         try:

@@ -5,8 +5,10 @@ Written without the product's code on purpose: it is what the product is measure
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -81,6 +83,22 @@ def loop_devices() -> dict[str, str]:
         except OSError:
             continue  # not in use
     return found
+
+
+def device_of_file(loop: str) -> int | None:
+    """The device number of the file system on which the file of a loop device lies; ``None`` if it is not in use."""
+    info = bytearray(232)  # struct loop_info64 of linux/loop.h
+    try:
+        fd = os.open(loop, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        fcntl.ioctl(fd, 0x4C05, info)  # LOOP_GET_STATUS64
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+    return int.from_bytes(info[:8], sys.byteorder)
 
 
 def loops_over(path: str | os.PathLike[str]) -> list[str]:

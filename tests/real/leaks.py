@@ -17,10 +17,14 @@ _MNT_DETACH = 2
 
 
 class Ground:
-    """What the tests can leave things on: a directory for files and images, and the run directories in use."""
+    """What the tests can leave things on: a directory for files and images, and the run directories in use.
 
-    def __init__(self, files: Path) -> None:
+    ``common``: another test may have a directory of that name too, in a mount namespace of its own.
+    """
+
+    def __init__(self, files: Path, *, common: bool = False) -> None:
         self.files = files
+        self.common = common
         self._run_dirs: dict[str, str] = {}  # by identity: another one may be mounted in its place
 
     def know_run_dir(self, run_dir: Path) -> None:
@@ -36,7 +40,7 @@ class Ground:
     def snapshot(self) -> Snapshot:
         return Snapshot(
             mounts=kernelview.mount_table(),
-            loops={device: file for device, file in kernelview.loop_devices().items() if self._is_ours(file)},
+            loops={device: file for device, file in kernelview.loop_devices().items() if self._is_ours(device, file)},
             cgroups={str(path) for known in self._existing() for path in kernelview.cgroups_of(known)},
             directories={str(path) for run_dir in self._run_dirs.values() for path in _instance_directories(run_dir)},
             processes=kernelview.processes_of_the_tests(),
@@ -50,8 +54,15 @@ class Ground:
             if os.path.exists(path) and known == kernelview.identity(path)
         ]
 
-    def _is_ours(self, file: str) -> bool:
-        return file.startswith(f"{self.files}/")
+    def _is_ours(self, device: str, file: str) -> bool:
+        if not file.startswith(f"{self.files}/"):
+            return False
+        if not self.common:
+            return True
+        place = Path(file).parent
+        while not place.exists():
+            place = place.parent
+        return kernelview.device_of_file(device) in (place.stat().st_dev, None)
 
 
 def _instance_directories(run_dir: str) -> list[Path]:

@@ -464,3 +464,48 @@ def test_a_plugin_that_cannot_be_loaded_stops_the_start_and_nothing_else(
     cli("list")
     chroot.cli("info")
     chroot.cli("stop")
+
+
+class PartByCommand:
+    """A part of the tree whose source a step makes, and a script of its own."""
+
+    def __init__(self, path: Path, script: str = "/bin/sh") -> None:
+        self.path = path
+        self.script = script
+
+    @chrootfw.hookimpl
+    def chrootfw_mount(self) -> list[MountPoint]:
+        step = chrootfw.CommandStep(["mkdir", self.path], ["rm", "-r", self.path], makes=self.path)
+        return [MountPoint("/mnt", step, options=["bind"])]
+
+    @chrootfw.hookimpl
+    def chrootfw_init_script(self, action: str) -> Command:
+        return Command([self.script, "-c", roots.DAEMON if action == "start" else "true"])
+
+
+def test_a_reboot_makes_the_sources_of_parts_afresh(
+    web1: driving.Chroot, runtime: chrootfw.Runtime, tmp_path: Path
+) -> None:
+    made = tmp_path / "made"
+    mine = runtime.with_plugins(PartByCommand(made))
+    mine.start("web1")
+    (made / "old").touch()
+    mine.reboot("web1")
+    assert made.is_dir()
+    assert not (made / "old").exists()
+    assert mine.info("web1").state == "running"
+    mine.stop("web1")
+    assert not made.exists()
+    assert web1.is_gone()
+
+
+def test_what_is_checked_before_a_start_is_the_command_that_will_run(
+    web1: driving.Chroot, runtime: chrootfw.Runtime, tmp_path: Path
+) -> None:
+    (web1.disk / roots.INIT).unlink()
+    mine = runtime.with_plugins(PartByCommand(tmp_path / "made"))
+    mine.start("web1")
+    mine.stop("web1")
+    with pytest.raises(chrootfw.PreStartError, match="the init script /bin/nothing does not exist"):
+        runtime.with_plugins(PartByCommand(tmp_path / "made", "/bin/nothing")).start("web1")
+    assert web1.is_gone()

@@ -17,8 +17,8 @@ from chrootfw import (
     Instance,
     Mount,
     MountPoint,
+    NoCommand,
     Omit,
-    Problem,
     Process,
     Root,
     Step,
@@ -71,7 +71,7 @@ class WrongArguments(Hooks):
         return [MountPoint("/", disk)]
 
     @hookimpl
-    def chrootfw_pre_start(self, instance: str, root: Root | None) -> Sequence[Problem | Step]:  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]
+    def chrootfw_pre_start(self, instance: str, root: Root | None, command: Command | NoCommand) -> list[Step]:  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]
         return []
 
     @hookimpl

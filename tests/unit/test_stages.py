@@ -365,7 +365,7 @@ def test_plugins_need_not_be_hashable():
 def test_contributions_are_gathered_in_the_order_of_asking():
     problem, warning = Problem("no init"), Problem("old", warning=True)
     asked = Asked(plugin("A", pre_start=[problem]), plugin("B", pre_start=None), plugin("C", pre_start=(warning,)))
-    assert asked.stages.pre_start(WEB1, None) == [("C", warning), ("A", problem)]
+    assert asked.stages.pre_start(WEB1, None, START) == [("C", warning), ("A", problem)]
 
 
 def test_mounts_are_merged():

@@ -328,7 +328,7 @@ BAD = {
     # wrong types
     "mount": (plugin("mount")(lambda self: MountPoint("/x", "tmpfs")), "answers", "expected a list of MountPoint or Omit"),
     "mount, inside": (plugin("mount")(lambda self: ["/x"]), "answers", "answered with '/x' in its list"),
-    "no root": (plugin("mount")(lambda self: [Omit("/")]), "answers", "plugin Bad leaves out the root"),
+    "no root": (plugin("mount")(lambda self: [Omit("/")]), "answers", "leaves out the root"),
     "pre_start": (plugin("pre_start")(lambda self: True), "answers", "expected a list of Problem or Step"),
     "pre_start in a plan": (plugin("pre_start")(needs_root), "answers", "raised AttributeError: 'NoneType'"),
     "init_script": (plugin("init_script")(lambda self: "/sbin/init"), "answers", "expected a Command or NO_COMMAND"),
@@ -340,7 +340,7 @@ BAD = {
     "a taken parameter": (plugin("parameters")(lambda self: [Parameter("grace", int)]), "answers", "declares the parameter 'grace'"),
     "the core's parameter": (plugin("parameters")(lambda self: [Parameter("disk", int)]), "answers", "chrootfw's own"),
     "a default of another type": (
-        plugin("parameters")(lambda self: [Parameter("x", int, "1")]), "answers", "its own default is refused",
+        plugin("parameters")(lambda self: [Parameter("x", int, "1")]), "answers", "the default of parameter x is '1', which is not of its type",
     ),
     "a returned coroutine": (plugin("mount")(lambda self: later()), "answers", "answered with a coroutine"),
     "an exception": (plugin("enter")(lambda self: 1 / 0), "answers", "raised ZeroDivisionError"),

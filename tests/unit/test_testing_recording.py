@@ -201,13 +201,13 @@ def test_what_the_core_refuses_is_raised(record):
     with pytest.raises(chrootfw.StepError, match="/data does not exist in the root, and the root is read-only"):
         record(Notes()).start(Instance("web1", disk="/x", params={"read_only": True}))
     with pytest.raises(chrootfw.StepError, match="parameters must be JSON"):
-        record(Strange).start(Instance("web1", disk="/x", params={"strange": {1}}))
+        record(Strange).start(Instance("web1", disk="/x", params={"strange": {"a": {1}}}))
 
 
 class Strange:
     @hookimpl
     def chrootfw_parameters(self):
-        return [Parameter("strange", set)]
+        return [Parameter("strange", dict)]
 
 
 # -- the root -------------------------------------------------------------------------------------------
