@@ -46,7 +46,7 @@ LIVES: Mapping[str, Sequence[str]] = {
     ],
     "held": [
         "(chrootfw start web1)",
-        "(sleep 600 < /run/chrootfw/web1/root/bin/busybox & echo $! > /srv/holder)",
+        "(sleep 600 < /run/chrootfw/web1/root/bin/busybox > /dev/null 2>&1 & echo $! > /srv/holder)",
         "chrootfw stop web1",
         "chrootfw list",
         "(kill $(cat /srv/holder))",
@@ -81,7 +81,7 @@ def show(name: str) -> list[Shown] | None:
 @lru_cache
 def _lives() -> dict[str, list[Shown]]:
     done = subprocess.run(
-        ["unshare", "--mount", "--net", "--propagation", "private", sys.executable, __file__, "lives"],
+        [*_APART, "--net", sys.executable, __file__, "lives"],
         stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, env=_environment({}),
     )  # fmt: skip
     if done.returncode != 0:
@@ -133,38 +133,33 @@ def _environment(more: Mapping[str, str]) -> dict[str, str]:
     return {**kept, "LC_ALL": "C.UTF-8", "TERM": "xterm", "COLUMNS": str(COLUMNS), "LINES": "50", **more}
 
 
-def _run(command: str, places: Mapping[str, str]) -> Shown:
-    """Run a command of bash on a terminal."""
+#: In a mount namespace of which no other process that is about to make one gets a copy.
+_APART = ("unshare", "--mount", "--propagation", "private")
+
+
+def _run(command: str, places: Mapping[str, str], *, prefix: Sequence[str] = ()) -> Shown:
+    """Run a command of bash on a terminal. What it leaves running must not keep the terminal."""
     ours, theirs = pty.openpty()
     ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, COLUMNS, 0, 0))
     function = f'chrootfw() {{ {sys.executable} -m chrootfw "$@"; }}\n'
     process = subprocess.Popen(
-        ["bash", "-c", function + command],
+        [*prefix, "bash", "-c", function + command],
         stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs, env=_environment(places), cwd="/",
     )  # fmt: skip
     os.close(theirs)
     said = b""
-    process_ended = os.pidfd_open(process.pid)
-    while data := _read(ours, process_ended):
+    while data := _read(ours):
         said += data
     process.wait()
-    os.close(process_ended)
     os.close(ours)
     return Shown(command, said.decode().replace("\r\n", "\n").rstrip("\n"))
 
 
-def _read(terminal: int, ended: int) -> bytes:
-    """What comes next; nothing when the command has ended, even if a process that it left keeps the terminal."""
-    import select
-
-    poller = select.poll()
-    poller.register(terminal, select.POLLIN)
-    poller.register(ended, select.POLLIN)
-    if terminal not in dict(poller.poll()) and not select.select([terminal], [], [], 0)[0]:
-        return b""
+def _read(terminal: int) -> bytes:
+    """What comes next; nothing when nobody has the terminal any more."""
     try:
         return os.read(terminal, 1 << 16)
-    except OSError:  # EIO: nobody has the other end any more
+    except OSError:  # EIO: the other end is closed
         return b""
 
 
@@ -250,7 +245,10 @@ _ACTS = "23467"
 
 def demo() -> list[Shown]:
     """The acts of a real demo that the picture shows, and its last line."""
-    *acts, end = re.split(r"\n\n(?=\033\[1m\d  |A whole life)", _run("chrootfw demo", {}).said.strip("\n"))
+    said = _run("chrootfw demo", {}, prefix=_APART).said.strip("\n")
+    *acts, end = re.split(r"\n\n(?=\033\[1m\d  |A whole life)", said)
+    if not end.startswith("A whole life"):
+        raise RuntimeError(f"the demo did not come to its end:\n{said}")
     return [Shown("", "\n\n".join([*(act for act in acts if _plain(act)[0] in _ACTS), end]))]
 
 
