@@ -260,9 +260,13 @@ class RecordingRuntime:
             raise AssertionError(
                 f"the {book.verb} came to no step {book.fail_at!r} that could fail; its steps:\n{steps}"
             ) from book.error
-        if check and book.error is not None:
-            raise book.error
-        return record
+        error, book.error = book.error, None  # its traceback leads to the book: no cycle keeps all this alive
+        if not check or error is None:
+            return record
+        try:
+            raise error
+        finally:
+            del error, record
 
     def _life(self, instance: Instance, book: _Book) -> _Life:
         """What is to be started, resolved and checked as by ``Runtime``."""
