@@ -145,6 +145,7 @@ _WORDS = {
     "inventory": "what is here, what was wanted",
     "starting": "one verb on one instance",
     "runtime": "what can be asked for",
+    "testing": "for those who test plugins",
     "cli": "arguments in, text out",
 }
 

@@ -63,10 +63,10 @@ class Conformance:
     ``plugin``, ``instances``, ``seconds``, ``apply_steps``: as for ``check``.
     """
 
-    plugin: ClassVar[Any]
-    instances: ClassVar[Sequence[Instance]] = ()
-    seconds: ClassVar[float] = SECONDS
-    apply_steps: ClassVar[bool] = False
+    plugin: Any
+    instances: Sequence[Instance] = ()
+    seconds: float = SECONDS
+    apply_steps: bool = False
 
     _examination: ClassVar[Examination | None] = None
 
