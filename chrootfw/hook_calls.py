@@ -49,7 +49,7 @@ def within(seconds: float, call: Callable[[], T]) -> T:
         if thread.is_alive() and thread.ident is not None:
             _end_loop(thread.ident)
     if errors:
-        raise errors[0]
+        raise errors.pop()  # kept, it would be a cycle with its traceback
     if not results:
         raise Overdue(f"did not come back within {seconds:g} s")
     return results[0]

@@ -292,9 +292,12 @@ class Stages:
                     failure = error
             except BaseException as error:
                 failure = failure or error
-        if failure is not None:
-            raise failure  # a wrapper may have swallowed it: a failed stage stays failed
-        return results[0]
+        try:
+            if failure is not None:
+                raise failure  # a wrapper may have swallowed it: a failed stage stays failed
+            return results[0]
+        finally:
+            failure = None  # no cycle with its traceback
 
     def event(self, event: Event) -> None:
         """Tell every observer; what one raises is logged with blame."""
@@ -425,6 +428,8 @@ def _leave(generator: Generator[None, Any, Any], failure: BaseException | None) 
         if error is failure:
             return
         raise
+    finally:
+        failure = None  # no cycle with its traceback, which this frame is in
     generator.close()
     raise RuntimeError("the wrapper yields more than once")
 

@@ -25,7 +25,7 @@ from typing import NamedTuple
 _HERE = Path(__file__).resolve().parent
 
 #: Columns of the terminal; longer lines are folded, as on any terminal.
-COLUMNS = 112
+COLUMNS = 116
 
 #: The screens that show nothing of a machine, and so need no root: their commands.
 ANYWHERE: Mapping[str, Sequence[str]] = {
