@@ -72,7 +72,11 @@ class Living:
         if survey.top:
             top = f"{survey.top}/{cgroups.TOP}"
             for home in _subdirectories(top):
-                for paths in cgroups.everything(home).values():
+                try:
+                    others = cgroups.everything(home).values()
+                except PermissionError:  # in a user namespace: somebody else's, who cannot be signalled from here
+                    continue
+                for paths in others:
                     found.update(processes.tracked(path for path in paths if path not in mine))
         for name in survey.entries:
             if name != self.job.name:

@@ -424,7 +424,21 @@ def scratch() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
-def test_an_ordinary_user_has_real_chroots_too(scratch: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def another_users_cgroup() -> Iterator[None]:
+    """The cgroup of somebody's run directory that others may not read."""
+    hierarchy = kernelview.cgroup_hierarchy()
+    if hierarchy is None:
+        yield
+        return
+    home = hierarchy / "chrootfw/0:0-0"
+    home.mkdir(parents=True)
+    home.chmod(0o700)
+    yield
+    home.rmdir()
+
+
+def test_an_ordinary_user_has_real_chroots_too(scratch: Path, tmp_path: Path, another_users_cgroup: None) -> None:
     """By the command that the skipped tests name."""
     (scratch / "test_mine.py").write_text(
         textwrap.dedent(
