@@ -34,7 +34,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("--kernel") == "5.14":
+    leads = getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput")  # pytest-xdist
+    if config.getoption("--kernel") == "5.14" and not leads:
         sys.path.insert(0, str(_TREE / "tests/real"))
         import old_kernel
 

@@ -42,7 +42,7 @@ _FSCONFIG_CMD_RECONFIGURE = 7  # the last; CMD_CREATE_EXCL is 6.6
 _PIDFS_MAGIC, _NSFS_MAGIC, _NS_GET_OWNER_UID = 0xFF, 0xB7, 4  # ioctls on pidfds 6.11, on namespaces beyond these 6.8
 
 _SECCOMP = {"x86_64": 317, "aarch64": 277, "riscv64": 277}
-_SET_MODE_FILTER, _NEW_LISTENER, _WAIT_KILLABLE = 1, 8, 32
+_SET_MODE_FILTER, _ALL_THREADS, _NEW_LISTENER, _WAIT_KILLABLE = 1, 1 | 16, 8, 32  # TSYNC with TSYNC_ESRCH
 _ALLOW, _ERRNO, _NOTIFY = 0x7FFF0000, 0x00050000, 0x7FC00000
 _CONTINUE = 1
 _RECEIVE, _SEND = 0xC0502100, 0xC0182101  # SECCOMP_IOCTL_NOTIF_*
@@ -56,8 +56,6 @@ def install() -> Callable[[], None]:
 
     Gives back what ends the supervisor; after that the filter refuses move_mount(2) and open_tree(2) altogether.
     """
-    tasks = os.listdir("/proc/self/task")
-    assert len(tasks) == 1, f"the filter is for the calling thread, and there are {len(tasks)}"
     ours, theirs = socket.socketpair()
     command = [sys.executable, "-I", "-S", os.path.abspath(__file__), str(theirs.fileno())]
     supervisor = subprocess.Popen(command, pass_fds=[theirs.fileno()], cwd="/")
@@ -122,11 +120,14 @@ class _Program(ctypes.Structure):
 
 
 def _set_filter(lines: list[tuple[int, int, int, int]]) -> int:
-    """Put the filter on the calling thread; the listener's descriptor. Root needs no PR_SET_NO_NEW_PRIVS for it."""
+    """Put the filter on all threads; the listener's descriptor. Root needs no PR_SET_NO_NEW_PRIVS for it."""
     packed = b"".join(struct.pack("=HBBI", *line) for line in lines)
     libc = ctypes.CDLL(None, use_errno=True)
     filtering = ctypes.byref(_Program(len(lines), packed))
-    for flags in (_NEW_LISTENER | _WAIT_KILLABLE, _NEW_LISTENER):  # WAIT_KILLABLE is itself newer: Linux 5.19
+    for flags in (
+        _ALL_THREADS | _NEW_LISTENER | _WAIT_KILLABLE,
+        _ALL_THREADS | _NEW_LISTENER,
+    ):  # WAIT_KILLABLE is itself newer: Linux 5.19
         listener = libc.syscall(_SECCOMP[platform.machine()], _SET_MODE_FILTER, flags, filtering)
         if listener >= 0 or ctypes.get_errno() != errno.EINVAL:
             break

@@ -106,7 +106,7 @@ ROWS = {
     "around_stage loops": _hook("around_stage", *_LOOP, "yield").replace("@hookimpl", "@hookimpl(wrapper=True)"),
     # unmount orders
     "an order that drops a mount": _hook(
-        "unmount_ordering", "return list(reversed(mounts))[1:]", arguments="mounts"
+        "unmount_ordering", "return [m for m in reversed(mounts) if m.target != '/dev/shm']", arguments="mounts"
     ),
     "an order that invents a mount": _hook(
         "unmount_ordering",
@@ -115,7 +115,9 @@ ROWS = {
         arguments="mounts",
     ),
     "an order that names a mount twice": _hook(
-        "unmount_ordering", "return [mounts[-1], *reversed(mounts)]", arguments="mounts"
+        "unmount_ordering",
+        "return [m for m in reversed(mounts) for _ in range(1 + (m.target == '/proc'))]",
+        arguments="mounts",
     ),
     "an order with a parent first": _hook("unmount_ordering", "return mounts", arguments="mounts"),
     # signals
@@ -182,6 +184,9 @@ def _readable(text: str, site: Path) -> str:
     """Without what is different each time."""
     text = re.sub(r"pid \d{2,}", "pid PID", text.replace(str(site), "SITE"))
     text = re.sub(r"mount ID \d+|id=\d+|parent=\d+", lambda found: re.sub(r"\d+", "N", found[0]), text)
+    text = re.sub(
+        r"\[(/[^]]*)\]", lambda found: f"[{', '.join(sorted(found[1].split(', ')))}]", text
+    )  # the table's order is the kernel's
     text = re.sub(r"to=\(\d{2,},\)", "to=(PID,)", text)
     return re.sub(r" at 0x[0-9a-f]+", " at 0x…", text)
 
