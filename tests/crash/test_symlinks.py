@@ -75,7 +75,7 @@ def test_no_sub_mount_is_made_or_unmounted_outside(
     made = unmounted = refused = elsewhere = 0
     with symlink_swapper.swapping(disk, outside_tree) as swaps:
         while made < wanted:
-            top = trees.attached_root(MountPoint("/", "disk"), str(root), read_only=False)
+            top = trees.attached_root(MountPoint("/", "disk"), str(root))
             parts = _detached()
             for part in parts:
                 try:
