@@ -367,6 +367,12 @@ def _new_plugin(options: argparse.Namespace) -> int:
     return DONE
 
 
+def _ganeti(options: argparse.Namespace) -> int:
+    from chrootfw_ganeti import verbs
+
+    return verbs.run(options)
+
+
 def _demo(_options: argparse.Namespace) -> int:
     from chrootfw import demo
 
@@ -579,6 +585,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     added.add_argument("plugin", metavar="NAME", help="what the plugin does, such as quit-first")
     added.add_argument("--directory", metavar="DIR", help="where; empty, or not there yet (./chrootfw-NAME)")
+    added = verb("ganeti", _ganeti, "be Ganeti's chroot hypervisor on this node, or no longer", named=False)
+    added.add_argument("what", choices=("install", "remove", "status"))
+    added.add_argument("--root", metavar="DIR", default="/", help="a node's tree of files, such as an image")
+    added.add_argument("--force", action="store_true", help="remove it although instances are on this node")
     added = verb("powercycle", _powercycle, "reset this machine at once", named=False)
     added.add_argument("--yes-really", action="store_true", help="do it")
     return parser

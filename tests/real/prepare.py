@@ -28,6 +28,7 @@ TOOLS = (
     "mmdebstrap",
     "mount",
     "openssh-sftp-server",
+    "psmisc",
     "squashfs-tools",
     "sshfs",
     "strace",
