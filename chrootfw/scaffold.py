@@ -87,7 +87,7 @@ def _taken() -> set[str]:
     packages = {module.partition(".")[0].removeprefix("chrootfw_") for module in modules}
     others = [record.name for record, _ in plugins.entry_points(plugins.GROUP) if record.band != "first-party"]
     parameters = {parameter.name for _, parameter in Runtime(discover=True, without=others).parameters()}
-    return {"chrootfw", "name"} | rooms | packages | parameters
+    return {"chrootfw", "ganeti", "name"} | rooms | packages | parameters
 
 
 def _put(target: str, files: dict[str, str]) -> None:
