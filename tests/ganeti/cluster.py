@@ -29,13 +29,12 @@ from pathlib import Path
 from types import TracebackType
 
 import node_system
-from kernelview import Mounted, mount_table, wait_until
+from kernelview import Mounted, cgroups_of, identity, mount_table, wait_until
 
 HERE = Path(__file__).resolve().parent
 DOMAIN = "gnt.test"
 NETWORK = "192.0.2"  # TEST-NET-1: nobody's
 SHARED = "/srv/ganeti/shared-file-storage"
-ROOTS = "/run/ganeti/chroot-hypervisor"  # where Ganeti's chroot hypervisor has its instances
 
 #: Seconds after which a command of a node is taken for hung; no assertion.
 PATIENCE = 600.0
@@ -82,6 +81,7 @@ class Ground:
         assert self._holder.stdout is not None
         assert self._holder.stdout.readline() == "here\n"
         self.pid = _only_child(self._holder.pid)
+        self.namespaces = _namespaces(self.pid)
         self.run("mount", "-t", "tmpfs", "-o", "size=80%,mode=755", "ground", str(scratch))
         self.run("ip", "link", "add", "switch", "type", "bridge")
         self.run("ip", "link", "set", "switch", "up")
@@ -163,13 +163,14 @@ class Node:
         if not self.pid:
             return
         assert self._unshare is not None and self._unshare.stdout is not None
-        cgroups = self._cgroups()
+        run_dirs = [identity(path) for path in self.path("/run").glob("chrootfw*")]
         os.kill(self.pid, signal.SIGKILL)
         self._unshare.wait(PATIENCE)
         self._unshare.stdout.close()
         self.pid = 0
-        for cgroup in sorted(cgroups, reverse=True):  # a machine's are gone with its power
-            _remove_cgroup(cgroup)
+        for run_dir in run_dirs:  # a machine's cgroups are gone with its power
+            for cgroup in sorted(cgroups_of(run_dir), reverse=True):
+                wait_until(lambda cgroup=cgroup: _is_removed(cgroup), f"{cgroup} is empty")
 
     def inside(self, *argv: str) -> list[str]:
         """The command that runs ``argv`` on the node."""
@@ -210,8 +211,8 @@ class Node:
         file.write_text(text)
         file.chmod(mode)
 
-    def start_ganeti(self) -> None:
-        self.run("/usr/lib/ganeti/daemon-util", "start-all")
+    def start_ganeti(self, *, check: bool = True) -> None:
+        self.run("/usr/lib/ganeti/daemon-util", "start-all", check=check)
 
     def stop_ganeti(self) -> None:
         self.run("/usr/lib/ganeti/daemon-util", "stop-all")
@@ -220,28 +221,24 @@ class Node:
         self.run("/usr/lib/ganeti/daemon-util", "stop", "ganeti-noded")
         self.run("/usr/lib/ganeti/daemon-util", "start", "ganeti-noded")
 
-    # -- what the kernel says of an instance, not what Ganeti or chrootfw says ------------------------------
+    # -- what the kernel says of a disk, not what Ganeti or chrootfw says -----------------------------------
 
-    def processes_in(self, root: str) -> dict[int, str]:
-        """The processes whose root directory is ``root`` or below, by pid as seen from outside, with their command."""
+    def mounts_of(self, devices: set[str]) -> list[Mounted]:
+        """The mounts of block devices, each given as ``MAJOR:MINOR``, in the node's mount table."""
+        return [mount for mount in mount_table(self.pid).values() if mount.device in devices] if self.pid else []
+
+    def processes_on(self, devices: set[str]) -> dict[int, str]:
+        """The processes whose root directory is on one of the devices, by pid as seen from outside, with their command."""
         found = {}
         for pid in self._pids():
             try:
-                inside = os.readlink(f"/proc/{pid}/root")
+                device = os.stat(f"/proc/{pid}/root/.").st_dev
                 command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
             except OSError:
                 continue
-            # The link is told from this process's root, where no path leads to a node's mounts: as in the node.
-            if _is_or_below(inside.removeprefix("(unreachable)"), root):
+            if command and f"{os.major(device)}:{os.minor(device)}" in devices:
                 found[pid] = command
         return found
-
-    def mounts(self) -> list[Mounted]:
-        """The node's mount table."""
-        return list(mount_table(self.pid).values()) if self.pid else []
-
-    def mounts_of(self, root: str) -> list[Mounted]:
-        return [mount for mount in self.mounts() if _is_or_below(os.fsdecode(mount.target), root)]
 
     def _pids(self) -> Iterator[int]:
         if not self.pid:
@@ -254,21 +251,6 @@ class Node:
                         yield int(entry)
                 except OSError:
                     continue
-
-    def _cgroups(self) -> set[str]:
-        """The cgroups of chrootfw in which processes of this node are, and those above and beside them."""
-        found = set()
-        for pid in self._pids():
-            try:
-                lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
-            except OSError:
-                continue
-            for line in lines:
-                path = line.split(":", 2)[2]
-                head, mark, tail = path.partition("/chrootfw/")
-                if mark:
-                    found.add(f"{head}{mark}{tail.partition('/')[0]}")
-        return found
 
 
 class Cluster:
@@ -402,6 +384,14 @@ class Cluster:
     def others(self, node: Node) -> list[Node]:
         return [each for each in self.living if each is not node]
 
+    def loops_over(self, file: Path) -> set[str]:
+        """The loop devices over a file of the ground, each as ``MAJOR:MINOR``: a file is known by its inode alone."""
+        status = os.stat(f"/proc/{self.ground.pid}/root{file}")
+        device = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
+        table = run("losetup", "--list", "--noheadings", "--raw", "--output", "MAJ:MIN,BACK-MAJ:MIN,BACK-INO")
+        rows = [line.split() for line in table.splitlines()]
+        return {row[0] for row in rows if row[1:] == [device, str(status.st_ino)]}
+
     def node(self, name: str) -> Node:
         return next(node for node in self.nodes if node.name == name)
 
@@ -426,23 +416,9 @@ def _namespaces(pid: int) -> set[str]:
     return {os.readlink(f"/proc/{pid}/ns/{kind}") for kind in ("mnt", "uts", "ipc", "net", "pid")}
 
 
-def _is_or_below(path: str, top: str) -> bool:
-    return path == top or path.startswith(f"{top}/")
-
-
-def _remove_cgroup(path: str) -> None:
-    """Remove a cgroup, given as /proc/PID/cgroup names it, and those in it, in every hierarchy."""
-    for mount in mount_table().values():
-        if mount.fstype in ("cgroup", "cgroup2"):
-            top = Path(os.fsdecode(mount.target) + path)
-            for directory in sorted((path for path in top.rglob("*") if path.is_dir()), reverse=True):
-                wait_until(lambda directory=directory: _rmdir(directory), f"{directory} is empty")
-            _rmdir(top)
-
-
-def _rmdir(path: Path) -> bool:
+def _is_removed(cgroup: Path) -> bool:
     try:
-        path.rmdir()
+        cgroup.rmdir()
     except FileNotFoundError:
         pass
     except OSError:

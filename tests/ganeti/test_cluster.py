@@ -1,0 +1,361 @@
+"""What an administrator does with a cluster, with Ganeti's own class for chroots and with chrootfw's.
+
+What is asserted is what the kernel shows: processes with their root on the instance's disk, mounts of that disk on
+each node, loop devices over it; and what Ganeti says of it. The tests stand in the order in which they are run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import hypervisors
+import prepare
+import pytest
+from chroots import DAEMONS, TIMEOUT, Chroot, Site
+from cluster import DOMAIN, Failed, Node
+from kernelview import wait_until
+
+ALL = (hypervisors.STOCK, hypervisors.REPAIRED, hypervisors.CHROOTFW)
+row = pytest.mark.row
+
+#: A kernel without SysRq has no such file, and Ganeti then takes /proc for not mounted.
+_NO_SYSRQ = () if Path("/proc/sysrq-trigger").exists() else ("--ignore-errors=ENODESETUP",)
+
+
+# -- one instance -------------------------------------------------------------------------------------------
+
+
+@row("Add an instance; it is started")
+def test_add(site: Site) -> None:
+    node = site.nodes[1]
+    site.add("web1", node).must_run_on(node)
+
+
+@row("Show its memory and CPUs")
+def test_list(site: Site) -> None:
+    web1 = site.running()
+    memory, vcpus, state = web1.shows("oper_ram", "oper_vcpus", "oper_state")
+    assert state == "running"
+    assert re.fullmatch(r"[1-9]\d*M", memory), f"its memory is shown as {memory}"
+    assert vcpus == "1", f"it is shown with {vcpus} CPUs"
+
+
+@row("Console")
+def test_console(site: Site) -> None:
+    web1 = site.running()
+    seen = site.cluster.master.type(
+        ["gnt-instance", "console", web1.name], "echo $((6 * 7)) in $(cat /etc/hostname)\nexit\n"
+    )
+    assert f"42 in {web1.name}" in seen, f"the console shows {seen!r}"
+
+
+@row("Run one command inside")
+def test_exec(site: Site) -> None:
+    web1 = site.running()
+    if site.kind == hypervisors.CHROOTFW:
+        said = web1.primary.run("chrootfw-ganeti", "exec", web1.name, "--", "/bin/cat", "/etc/hostname")
+    else:  # there is no command for it; what the console does is the next best
+        console = web1.gnt("console", "--show-cmd").strip()
+        said = site.gnt("sh", "-c", console, stdin="cat /etc/hostname\n")
+    assert said.splitlines()[-1].strip() == web1.name
+
+
+@row("Stop")
+def test_stop(site: Site) -> None:
+    web1 = site.running()
+    web1.gnt("stop", f"--timeout={TIMEOUT}")
+    web1.must_be_down()
+
+
+@row("Start")
+def test_start(site: Site) -> None:
+    web1 = site.running()
+    web1.gnt("stop", f"--timeout={TIMEOUT}")
+    web1.gnt("start")
+    web1.must_run_on(web1.primary)
+    assert web1.calls(web1.primary)[-2:] == ["/ganeti-chroot stop", "/ganeti-chroot start"]
+
+
+def _reboots(site: Site, kind: str) -> None:
+    web1 = site.running()
+    node = web1.primary
+    before = set(web1.processes_on(node))
+    web1.gnt("reboot", f"--type={kind}", f"--shutdown-timeout={TIMEOUT}")
+    web1.must_run_on(node)
+    assert not before & set(web1.processes_on(node)), "daemons of before the reboot still run"
+
+
+@row("Reboot, soft")
+def test_reboot_soft(site: Site) -> None:
+    _reboots(site, "soft")
+
+
+@row("Reboot, hard")
+def test_reboot_hard(site: Site) -> None:
+    _reboots(site, "hard")
+
+
+@row("Reboot, full")
+def test_reboot_full(site: Site) -> None:
+    _reboots(site, "full")
+
+
+@row("Another init script, from the next start")
+def test_modify(site: Site) -> None:
+    web1 = site.running()
+    node = web1.primary
+    web1.gnt("modify", "--hypervisor-parameters=init_script=/another-init")
+    try:
+        web1.gnt("reboot", "--type=hard", f"--shutdown-timeout={TIMEOUT}")
+        web1.must_run_on(node)
+        assert web1.calls(node)[-1] == "/another-init start"
+        assert web1.calls(node)[-2].endswith(" stop"), "it was not asked to stop"
+    finally:
+        web1.gnt("modify", "--hypervisor-parameters=init_script=default")
+
+
+@row("Stop daemons that ignore TERM")
+def test_stubborn(site: Site) -> None:
+    web1 = site.running()
+    web1.write("/etc/stubborn", "", web1.primary)
+    web1.kill(web1.primary)
+    web1.clear_away()
+    web1.gnt("start")
+    web1.must_run_on(web1.primary)
+    os.unlink(web1._inside("/etc/stubborn", web1.primary))
+    web1.gnt("stop", "--timeout=2")
+    web1.must_be_down()
+
+
+@row("Start an instance again whose daemons died (watcher)")
+def test_watcher(site: Site) -> None:
+    web1 = site.running()
+    node = web1.primary
+    web1.kill(node)
+    assert web1.shows("status") == ["ERROR_down"]
+    site.gnt("ganeti-watcher")
+    wait_until(lambda: len(web1.processes_on(node)) == DAEMONS, "the watcher has started it")
+    wait_until(lambda: web1.shows("status") == ["running"], "Ganeti knows it")
+    web1.must_run_on(node)
+
+
+# -- several nodes ------------------------------------------------------------------------------------------
+
+
+@row("Failover")
+def test_failover(site: Site) -> None:
+    web1 = site.running()
+    target = site.spare(web1.primary)
+    web1.gnt("failover", "--force", f"--shutdown-timeout={TIMEOUT}", f"--target-node={target.name}")
+    web1.must_run_on(target)
+
+
+@row("Migrate, cold")
+def test_migrate(site: Site) -> None:
+    web1 = site.running()
+    target = site.spare(web1.primary)
+    web1.gnt("migrate", "--force", "--non-live", f"--target-node={target.name}")
+    web1.must_run_on(target)
+
+
+@row("Failover with a mount left inside: the disk is on one node", kinds=ALL)
+def test_sub_mount(site: Site) -> None:
+    """The double mount of the original: its root is given by a symbolic link, so it finds no mount below."""
+    web1 = _fresh(site, "inside")
+    node, target = web1.primary, site.spare(web1.primary)
+    pid = next(iter(web1.processes_on(node)))
+    place = web1.mounts_on(node)[0].target.decode()
+    node.run("mount", "-t", "tmpfs", "inside", f"{place}/tmp")
+    try:
+        web1.gnt("failover", "--force", f"--shutdown-timeout={TIMEOUT}", f"--target-node={target.name}")
+        assert web1.mounted_on() == [target], f"the same ext4 is mounted on {web1.mounted_on()}"
+        web1.must_run_on(target)
+        assert not Path(f"/proc/{pid}/root").exists() or pid not in web1.processes_on(node)
+    finally:
+        web1.clear_away()
+        web1.remove()
+
+
+@row("A stop that fails leaves the disk with its node", kinds=ALL)
+def test_failing_stop(site: Site) -> None:
+    """The disk is held from outside the instance, by a bind mount: no stop can free it."""
+    web1 = _fresh(site, "held")
+    node, target = web1.primary, site.spare(web1.primary)
+    place = web1.mounts_on(node)[0].target.decode()
+    node.run("mkdir", "-p", "/mnt/held")
+    node.run("mount", "--bind", place, "/mnt/held")
+    try:
+        with pytest.raises(Failed) as failed:
+            web1.gnt("failover", "--force", f"--shutdown-timeout={TIMEOUT}", f"--target-node={target.name}")
+        assert web1.mounted_on() == [node], f"the same ext4 is mounted on {web1.mounted_on()}"
+        assert web1.primary is node, "Ganeti says that it is elsewhere"
+        if site.kind == hypervisors.CHROOTFW:
+            assert "/mnt/held" in failed.value.output, f"nobody says who holds it: {failed.value.output}"
+        node.run("umount", "/mnt/held")
+        web1.gnt("failover", "--force", f"--shutdown-timeout={TIMEOUT}", f"--target-node={target.name}")
+        web1.must_run_on(target)
+    finally:
+        node.run("umount", "/mnt/held", check=False)
+        web1.clear_away()
+        web1.remove()
+
+
+def _fresh(site: Site, name: str) -> Chroot:
+    """An instance of its own, for what may damage its disk."""
+    site.all_on()
+    return site.add(name, site.spare(site.cluster.master))
+
+
+@row("A node dies: its instance is recovered on another")
+def test_node_dies(site: Site) -> None:
+    web1 = _away_from_the_master(site)
+    dead = web1.primary
+    target = site.spare(dead)
+    dead.power_off()
+    site.gnt("gnt-node", "modify", "--offline=yes", dead.name)
+    web1.gnt("failover", "--force", f"--target-node={target.name}")
+    web1.must_run_on(target)
+
+
+@row("The node comes back: what lives elsewhere is not started")
+def test_node_comes_back(site: Site) -> None:
+    web1 = _away_from_the_master(site)
+    dead = web1.primary
+    target = site.spare(dead)
+    dead.power_off()
+    site.gnt("gnt-node", "modify", "--offline=yes", dead.name)
+    web1.gnt("failover", "--force", f"--target-node={target.name}")
+    dead.power_on()
+    dead.start_ganeti()
+    dead.run("ganeti-watcher", check=False)
+    web1.must_run_on(target)
+    site.gnt("gnt-node", "add", "--readd", "--no-ssh-key-check", dead.name)
+    dead.run("ganeti-watcher", check=False)
+    site.gnt("ganeti-watcher")
+    web1.must_run_on(target)
+    assert not web1.processes_on(dead)
+
+
+def _away_from_the_master(site: Site) -> Chroot:
+    web1 = site.running()
+    if web1.primary is site.cluster.master:
+        web1.gnt("failover", "--force", f"--target-node={site.spare(web1.primary).name}")
+    return web1
+
+
+@row("The master dies: another takes over, and manages")
+def test_master_failover(site: Site) -> None:
+    web1 = _away_from_the_master(site)
+    dead = site.cluster.master
+    heir = site.spare(web1.primary, dead)
+    dead.power_off()
+    heir.run("gnt-cluster", "master-failover")
+    site.cluster.master = heir
+    try:
+        assert site.gnt("gnt-cluster", "getmaster").strip() == heir.name
+        site.gnt("gnt-node", "modify", "--offline=yes", "--force", dead.name)
+        web1.gnt("reboot", "--type=hard", f"--shutdown-timeout={TIMEOUT}")
+        web1.must_run_on(web1.primary)
+    finally:
+        site.all_on()
+
+
+# -- the whole ----------------------------------------------------------------------------------------------
+
+
+@row("Burnin (ganeti-burnin)")
+def test_burnin(site: Site) -> None:
+    site.all_on()
+    name = f"burn.{DOMAIN}"
+    command = [
+        "/usr/lib/ganeti/tools/burnin", "--hypervisor=chroot", "--os=busybox", "--disk-template=sharedfile",
+        "--disk-size=32M", "--disk-growth=0", "--mem-size=128M", "--no-nics", "--no-name-check", "--no-ip-check",
+        "--no-replace1", "--no-replace2", "--http-check=no", name,
+    ]  # fmt: skip
+    try:
+        site.gnt(*command)
+    finally:
+        burn = Chroot(site, "burn")
+        if burn.exists():
+            burn.remove()
+
+
+@row("RAPI shows it running")
+def test_rapi(site: Site) -> None:
+    web1 = site.running()
+    script = (
+        "import json, ssl, urllib.request as u;"
+        f"print(u.urlopen('https://{site.cluster.name}:5080/2/instances/{web1.name}',"
+        " context=ssl._create_unverified_context()).read().decode())"
+    )
+    shown = json.loads(site.nodes[2].run("python3", "-c", script))
+    assert shown["status"] == "running"
+    assert shown["oper_ram"] > 0, "without memory"
+
+
+@row("`gnt-cluster verify` has nothing to say")
+def test_verify(site: Site) -> None:
+    site.running()
+    said = site.gnt("gnt-cluster", "verify", *_NO_SYSRQ)
+    wrong = [line for line in said.splitlines() if "ERROR" in line or "WARNING" in line and "procfs" not in line]
+    assert not wrong, "\n".join(wrong)
+
+
+@row("A Debian with a web server: add, serve, failover, serve, stop")
+def test_debian(site: Site) -> None:
+    site.all_on()
+    for node in site.nodes:
+        archive = node.path("/srv/ganeti/debian.tar")
+        if not archive.exists():
+            archive.symlink_to("/srv/ganeti/shared-file-storage/debian.tar")
+    shared = site.cluster.ground.files / "shared/debian.tar"
+    if not shared.exists():
+        site.cluster.ground.run("cp", str(prepare.debian_system()), str(site.cluster.ground.scratch / "shared"))
+    visitor = site.cluster.master
+    site1 = site.add("site1", site.spare(visitor), os="debian", size="400M")
+    try:
+        assert _page(visitor, site1) == f"served by {site1.name}\n"
+        before, target = site1.primary, site.spare(site1.primary, visitor)
+        site1.gnt("failover", "--force", f"--shutdown-timeout={TIMEOUT}", f"--target-node={target.name}")
+        assert site1.mounted_on() == [target]
+        assert not site1.processes_on(before)
+        assert _page(visitor, site1) == f"served by {site1.name}\n"
+        site1.gnt("stop", f"--timeout={TIMEOUT}")
+        site1.must_be_down()
+        with pytest.raises(Failed):
+            _page(visitor, site1)
+    finally:
+        site1.remove()
+        shared.unlink()
+
+
+def _page(visitor: Node, site1: Chroot) -> str:
+    visitor.run("ip", "neigh", "flush", "all")  # the address moves with the instance
+    fetch = f"import urllib.request as u; print(u.urlopen('http://{site1.name}/', timeout=60).read().decode(), end='')"
+    return visitor.run("python3", "-c", fetch)
+
+
+@row("Remove: nothing is left on the shared disk")
+def test_remove(site: Site) -> None:
+    web1 = site.running()
+    file = web1.file
+    web1.gnt("remove", "--force", f"--shutdown-timeout={TIMEOUT}")
+    assert not (site.cluster.ground.files / "shared" / file.name).exists()
+    assert not web1.exists()
+
+
+# -- chrootfw's own -----------------------------------------------------------------------------------------
+
+
+def test_nothing_can_leave(site: Site) -> None:
+    """The switch has the nodes' cards and no other; no node knows a way out."""
+    links = json.loads(subprocess.check_output(
+        ["nsenter", "--target", str(site.cluster.ground.pid), "--net", "ip", "-json", "link"]
+    ))  # fmt: skip
+    assert sorted(link["ifname"] for link in links) == ["lo", *(f"port{n.number}" for n in site.nodes), "switch"]
+    for node in site.cluster.living:
+        assert json.loads(node.run("ip", "-json", "route", "show", "default")) == []
