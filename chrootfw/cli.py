@@ -350,6 +350,12 @@ def _powercycle(options: argparse.Namespace) -> int:
     return DONE
 
 
+def _ganeti(options: argparse.Namespace) -> int:
+    from chrootfw_ganeti import verbs
+
+    return verbs.run(options)
+
+
 def _demo(_options: argparse.Namespace) -> int:
     from chrootfw import demo
 
@@ -557,6 +563,10 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("what", choices=("start", "stop"))
     added.add_argument("name", metavar="NAME", help="the instance")
     definition_flags(added)
+    added = verb("ganeti", _ganeti, "be Ganeti's chroot hypervisor on this node, or no longer", named=False)
+    added.add_argument("what", choices=("install", "remove", "status"))
+    added.add_argument("--root", metavar="DIR", default="/", help="a node's tree of files, such as an image")
+    added.add_argument("--force", action="store_true", help="remove it although instances are on this node")
     added = verb("powercycle", _powercycle, "reset this machine at once", named=False)
     added.add_argument("--yes-really", action="store_true", help="do it")
     return parser
