@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from cluster import DOMAIN, SHARED, Cluster, Failed, Node
@@ -21,6 +24,14 @@ class Site:
     def __init__(self, cluster: Cluster, kind: str) -> None:
         self.cluster = cluster
         self.kind = kind
+        self.seconds: float | None = None  # of what the test at hand measures
+
+    @contextmanager
+    def measured(self) -> Iterator[None]:
+        """Count the time of the block as that of the row."""
+        begin = time.monotonic()
+        yield
+        self.seconds = (self.seconds or 0.0) + time.monotonic() - begin
 
     @property
     def nodes(self) -> list[Node]:
@@ -58,8 +69,6 @@ class Site:
             node.start_ganeti(check=False)  # a former master has no master any more, and says so
         for node in off:
             self.gnt("gnt-node", "add", "--readd", "--no-ssh-key-check", node.name)
-        if off:
-            self.gnt("gnt-node", "modify", "--offline=no", "--force", off[0].name, check=False)
 
     def spare(self, *taken: Node) -> Node:
         """A node that is on and none of those; the master last, so that it may be switched off."""

@@ -143,7 +143,11 @@ class Node:
                    sys.executable, str(HERE / "node_boot.py"), self.name, str(self.disk), str(self.cluster.shared),
                    *self.cluster.layers]  # fmt: skip
         self._unshare = subprocess.Popen(
-            ground.inside(*command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            ground.inside(*command),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         assert self._unshare.stdout is not None
         said = self._unshare.stdout.readline()
@@ -281,13 +285,12 @@ class Cluster:
     def boot(self) -> None:
         """Make the nodes' system and switch them on."""
         files = self.ground.files
-        system = self.ground.scratch / "system"
-        for directory in ("shared", "system", "keys"):
+        for directory in ("shared", "keys"):
             (files / directory).mkdir()
-        self.ground.run("mount", "-o", "loop,ro", "-t", "squashfs", str(node_system.node_system()), str(system))
-        self.layers = [str(system)]
-        if self.version != "3.0.2":
-            self._upgrade()
+        for number, image in enumerate(node_system.layers(self.version)):
+            (files / f"layer{number}").mkdir()
+            self.layers.append(f"{self.ground.scratch}/layer{number}")
+            self.ground.run("mount", "-o", "loop,ro", "-t", "squashfs", str(image), self.layers[-1])
         self.ground.run(
             "ssh-keygen", "-q", "-t", "rsa", "-b", "2048", "-N", "", "-f", f"{self.ground.scratch}/keys/id_rsa"
         )
@@ -295,20 +298,6 @@ class Cluster:
             (files / f"node{node.number}").mkdir()
             self._install(files / f"node{node.number}/written")
             node.power_on()
-
-    def _upgrade(self) -> None:
-        """Install the newer Ganeti, once for all nodes: a layer between the system and what each node writes."""
-        layer = self.ground.scratch / "upgrade"
-        for directory in ("written", "work", "root"):
-            (self.ground.files / "upgrade" / directory).mkdir(parents=True)
-        root = f"{layer}/root"
-        options = f"lowerdir={self.layers[0]},upperdir={layer}/written,workdir={layer}/work"
-        self.ground.run("mount", "-t", "overlay", "-o", options, "overlay", root)
-        install = f"dpkg --force-unsafe-io --install {node_system.UPGRADE}/*.deb"
-        self.ground.run("chroot", root, "env", "-i", f"PATH={_ENVIRONMENT['PATH']}", "DEBIAN_FRONTEND=noninteractive",
-                        "sh", "-c", f"echo 'exit 101' > /usr/sbin/policy-rc.d; {install}")  # fmt: skip
-        self.ground.run("umount", root)
-        self.layers.insert(0, f"{layer}/written")
 
     def _install(self, root: Path) -> None:
         """Write into the directory of a node's files what an administrator would have there."""
@@ -388,7 +377,7 @@ class Cluster:
         """The loop devices over a file of the ground, each as ``MAJOR:MINOR``: a file is known by its inode alone."""
         status = os.stat(f"/proc/{self.ground.pid}/root{file}")
         device = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
-        table = run("losetup", "--list", "--noheadings", "--raw", "--output", "MAJ:MIN,BACK-MAJ:MIN,BACK-INO")
+        table = run("losetup", "--list", "--noheadings", "--output", "MAJ:MIN,BACK-MAJ:MIN,BACK-INO")
         rows = [line.split() for line in table.splitlines()]
         return {row[0] for row in rows if row[1:] == [device, str(status.st_ino)]}
 

@@ -11,12 +11,10 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 HERE = Path(__file__).resolve().parent
-TREE = HERE.parent.parent
 
 sys.path[:0] = [str(HERE), str(HERE.parent / "real")]
 
@@ -25,26 +23,13 @@ pytest.register_assert_rewrite("chroots", "cluster")
 import hypervisors
 import kernelview
 import node_system
+import table
 from chroots import Site
 from cluster import Cluster, Failed
+from table import Outcome, Results
 
 VERSIONS = ("3.0.2", "3.1")
-TABLE = TREE / "docs/ganeti-table.md"
 
-
-class Outcome(NamedTuple):
-    """What became of a row. ``reason``: why it failed, or ``""``."""
-
-    works: bool
-    reason: str
-    seconds: float
-
-    @property
-    def word(self) -> str:
-        return f"yes, {self.seconds:.1f} s" if self.works else "**no**"
-
-
-Results = dict[tuple[str, str, str], Outcome]  # by title, version, kind
 
 _results = pytest.StashKey[Results]()
 _timings = pytest.StashKey[list[tuple[str, float]]]()
@@ -126,7 +111,7 @@ class Clusters:
 
     def _build(self, version: str) -> None:
         with self._timed("the nodes' system made, or found in the cache"):
-            node_system.node_system()
+            node_system.layers(version)
         self.cluster = cluster = Cluster(self.machine.scratch, version)
         self.machine.namespaces |= cluster.ground.namespaces
         with self._timed(f"{version}: three nodes booted"):
@@ -195,7 +180,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         site = getattr(item, "callspec", None) and item.callspec.params.get("site")
         return (VERSIONS.index(site[0]), _ORDER.index(site[1])) if site else (len(VERSIONS), 0)
 
-    items.sort(key=key)
+    ours = [item for item in items if item.path.is_relative_to(HERE)]
+    items[:] = [item for item in items if item not in ours] + sorted(ours, key=key)
 
 
 # -- the table ----------------------------------------------------------------------------------------------
@@ -206,14 +192,13 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
     mark, site = pyfuncitem.get_closest_marker("row"), pyfuncitem.funcargs.get("site")
     if mark is None or site is None:
         return (yield)
-    begin = time.monotonic()
+    site.seconds, begin = None, time.monotonic()
     failure: Exception | None = None
     try:
         yield
-    except Exception as error:
+    except (Failed, AssertionError, TimeoutError) as error:  # anything else is a mistake of these tests
         failure = error
-    seconds = getattr(site, "seconds", None) or time.monotonic() - begin
-    site.seconds = None
+    seconds = time.monotonic() - begin if site.seconds is None else site.seconds
     outcome = Outcome(failure is None, _reason(failure), seconds)
     pyfuncitem.config.stash[_results][mark.args[0], site.cluster.version, site.kind] = outcome
     if failure is not None and site.kind == hypervisors.CHROOTFW:
@@ -250,6 +235,4 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         for what, seconds in config.stash[_timings]:
             terminalreporter.write_line(f"{seconds:6.1f} s  {what}")
     if target := config.getoption("--table"):
-        import table
-
         Path(target).write_text(table.markdown(results, VERSIONS), encoding="utf-8")

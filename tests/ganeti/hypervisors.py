@@ -20,7 +20,16 @@ CHROOTFW = "chrootfw"
 #: Where chrootfw is on a node before it is installed for Ganeti.
 ENVIRONMENT = "/opt/chrootfw"
 
-_PACKAGES = ("chrootfw", "chrootfw_defaults", "chrootfw_ganeti", "chrootfw_hardened", "attr", "attrs", "pluggy", "psutil")
+_PACKAGES = (
+    "chrootfw",
+    "chrootfw_defaults",
+    "chrootfw_ganeti",
+    "chrootfw_hardened",
+    "attr",
+    "attrs",
+    "pluggy",
+    "psutil",
+)
 _DISTRIBUTIONS = ("chrootfw", "attrs", "pluggy", "psutil")
 _PLACE = "/usr/local/lib/python3.11/dist-packages"
 _REPAIR = Path(__file__).with_name("repaired.py")
@@ -36,6 +45,8 @@ def install(cluster: Cluster, kind: str) -> None:
             node.write(f"{_PLACE}/repaired.pth", "import repaired\n")
         if kind != STOCK:
             node.restart_noded()
+    if kind == CHROOTFW:
+        cluster.gnt("gnt-cluster", "modify", "--hypervisor-parameters=chroot:migration_mode=non-live")
 
 
 def _bring_chrootfw(node: Node) -> None:
@@ -44,7 +55,8 @@ def _bring_chrootfw(node: Node) -> None:
     for package in _PACKAGES:
         spec = importlib.util.find_spec(package)
         assert spec is not None and spec.origin is not None, f"{package} is not installed"
-        shutil.copytree(Path(spec.origin).parent, place / package, ignore=shutil.ignore_patterns("__pycache__"))
+        unwanted = shutil.ignore_patterns("__pycache__", "tests")
+        shutil.copytree(Path(spec.origin).parent, place / package, ignore=unwanted)
     for name in _DISTRIBUTIONS:  # who it is, and the entry points of its plugins
         distribution = importlib.metadata.distribution(name)
         metadata = Path(str(distribution.locate_file(f"{distribution.name}-{distribution.version}.dist-info")))

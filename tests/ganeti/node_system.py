@@ -1,8 +1,8 @@
 """The system that every node of the test cluster runs: a Debian with Ganeti, made once and cached.
 
 ``python tests/ganeti/node_system.py`` does it on its own; the suite does it by itself. It lies beside the Debian of
-``tests/real/prepare.py``, as a squashfs image, so that a node costs a mount and no copy. Ganeti 3.0.2 is installed in
-it; the packages of 3.1 wait in ``UPGRADE``, to be installed by dpkg without a network.
+``tests/real/prepare.py``, as squashfs images, so that a node costs a mount and no copy: one with Ganeti 3.0.2, and
+a layer over it with what 3.1 changes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "real"))
 
@@ -44,9 +46,24 @@ _FETCH_UPGRADE = "; ".join((
 ))  # fmt: skip
 
 
+#: Run by sh with the image in $1 and a directory in $2: what dpkg changes is then in $2/written.
+_UPGRADE = f"""
+cd "$2"
+mkdir base written work root
+mount -o loop,ro -t squashfs "$1" base
+mount -t overlay -o lowerdir=base,upperdir=written,workdir=work overlay root
+echo 'exit 101' > root/usr/sbin/policy-rc.d
+chroot root env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin DEBIAN_FRONTEND=noninteractive \\
+    sh -c 'dpkg --force-unsafe-io --install {UPGRADE}/*.deb'
+"""
+
+_SQUASH = ("-comp", "lz4", "-quiet", "-no-progress")
+_QUIET: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+
+
 def main() -> None:
     install_tools()
-    print(node_system())
+    print(*layers("3.1"), sep="\n")
 
 
 def install_tools() -> None:
@@ -55,21 +72,30 @@ def install_tools() -> None:
     prepare.install(TOOLS)
 
 
-def node_system() -> Path:
-    """A squashfs image of the system of a node, from the machine's own package sources."""
-    recipe = repr((RECIPE, prepare.SUITE, PACKAGES, _FETCH_UPGRADE))
-    name = f"ganeti-{prepare.SUITE}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.squashfs"
-    return prepare.cached(name, _build)
+def layers(version: str) -> list[Path]:
+    """Squashfs images with the system of a node, the topmost first. ``version``: of Ganeti, 3.0.2 or 3.1."""
+    recipe = repr((RECIPE, prepare.SUITE, PACKAGES, _FETCH_UPGRADE, _UPGRADE))
+    key = f"{prepare.SUITE}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
+    base = prepare.cached(f"ganeti-{key}.squashfs", _build)
+    if version == "3.0.2":
+        return [base]
+    return [prepare.cached(f"ganeti-3.1-{key}.squashfs", lambda image: _build_upgrade(base, image)), base]
 
 
 def _build(image: Path) -> None:
     archive = image.with_suffix(".tar")
-    options = ["--variant=minbase", "--dpkgopt=force-unsafe-io", f"--include={','.join(PACKAGES)}", f"--customize-hook={_FETCH_UPGRADE}"]
-    prepare.mmdebstrap(options, archive)
+    options = ["--variant=minbase", "--dpkgopt=force-unsafe-io"]
+    prepare.mmdebstrap([*options, f"--include={','.join(PACKAGES)}", f"--customize-hook={_FETCH_UPGRADE}"], archive)
     with archive.open("rb") as file:
-        squash = ["mksquashfs", "-", str(image), "-tar", "-comp", "lz4", "-quiet", "-no-progress"]
-        subprocess.run(squash, stdin=file, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+        subprocess.run(["mksquashfs", "-", str(image), "-tar", *_SQUASH], stdin=file, **_QUIET, check=True)
     archive.unlink()
+
+
+def _build_upgrade(base: Path, image: Path) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        build = ["sh", "-euc", _UPGRADE, "upgrade", str(base), scratch]
+        subprocess.run(["unshare", "--mount", "--propagation=private", *build], **_QUIET, check=True)
+        subprocess.run(["mksquashfs", f"{scratch}/written", str(image), *_SQUASH], **_QUIET, check=True)
 
 
 if __name__ == "__main__":

@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import NamedTuple
 
 import hypervisors
+
+TABLE = Path(__file__).resolve().parents[2] / "docs/ganeti-table.md"
+
+
+class Outcome(NamedTuple):
+    """What became of a row. ``reason``: why it failed, or ``""``."""
+
+    works: bool
+    reason: str
+    seconds: float
+
+
+Results = dict[tuple[str, str, str], Outcome]  # by title, version, kind
 
 _COLUMNS = (hypervisors.STOCK, hypervisors.CHROOTFW)
 _NO = "**no**"
 
 
-def markdown(results: Mapping[tuple[str, str, str], Any], versions: Sequence[str]) -> str:
+def markdown(results: Mapping[tuple[str, str, str], Outcome], versions: Sequence[str]) -> str:
     """The table as Markdown, and below it why a row failed."""
     columns = [(version, kind) for version in versions for kind in _COLUMNS]
     titles = list(dict.fromkeys(title for title, _, _ in results))
@@ -24,8 +38,10 @@ def markdown(results: Mapping[tuple[str, str, str], Any], versions: Sequence[str
     for title in titles:
         cells = []
         for version, kind in columns:
-            outcome = results[title, version, kind]
-            if outcome.works:
+            outcome = results.get((title, version, kind))
+            if outcome is None:
+                cells.append("not run")
+            elif outcome.works:
                 cells.append(f"{outcome.seconds:.1f} s")
             else:
                 cells.append(f"{_NO} ({notes.setdefault(_plain(outcome.reason), len(notes) + 1)})")

@@ -33,7 +33,7 @@ TOOLS = (
 SUITE = "bookworm"
 
 #: What the Debian system holds beside Debian's own minimal set.
-SERVICES = ("cron", "iproute2", "nginx-light", "procps", "redis-server")
+SERVICES = ("cron", "nginx-light", "procps", "redis-server")
 
 #: Counts the ways in which ``debian_system`` makes it; a new one makes a new cache entry.
 RECIPE = 1
