@@ -55,7 +55,8 @@ class Site:
         if not chroot.exists():
             return self.add(name, self.nodes[1])
         primary = chroot.primary
-        if chroot.mounted_on() != [primary] or len(chroot.processes_on(primary)) != DAEMONS:
+        is_fine = chroot.mounted_on() == [primary] and len(chroot.processes_on(primary)) == DAEMONS
+        if not is_fine or chroot.shows("status") != ["running"]:
             chroot.clear_away()
             chroot.gnt("start")
         chroot.must_run_on(primary)
