@@ -86,7 +86,8 @@ def _is_non_live(value: object) -> bool:
 
 
 def _told(event: Any) -> None:
-    if event.what == "end":
+    """What is of interest in the node's log; warnings and blame are there by the logger ``chrootfw``."""
+    if event.what == "end" and event.stage in ("init-start", "init-stop", "kill"):
         logging.info("chrootfw: %s: %s (%.0f ms)", event.instance, event.does, event.seconds * 1000)
 
 
@@ -138,7 +139,7 @@ class ChrootHypervisor(hv_base.BaseHypervisor):  # type: ignore[misc]  # Ganeti'
         wanted = settings.instance(
             instance.name, device, self._filled(instance.hvparams), instance.beparams, paused=bool(startup_paused)
         )
-        limit = settings.memory_limit(self._filled(instance.hvparams)[EXTRA_CONFIG], instance.beparams)
+        limit = settings.memory_limit(wanted.params["ganeti"])
         self.before_mount(instance, device)
         self._runtime(paused=bool(startup_paused)).start(wanted)
         if limit is not None:
@@ -190,9 +191,8 @@ class ChrootHypervisor(hv_base.BaseHypervisor):  # type: ignore[misc]  # Ganeti'
         """
         from chrootfw_ganeti import settings
 
-        recorded = self._recorded(instance.name)
+        limit = settings.memory_limit(self._recorded(instance.name))
         self._runtime().reboot(instance.name)
-        limit = settings.recorded_memory_limit(recorded)
         if limit is not None:
             self._limit_memory(instance.name, limit)
 
@@ -210,7 +210,15 @@ class ChrootHypervisor(hv_base.BaseHypervisor):  # type: ignore[misc]  # Ganeti'
     @answers_ganeti
     def ListInstances(self, hvparams: Mapping[str, Any] | None = None) -> list[str]:
         """The names of the instances that run here, or whose disk this node could not let go."""
-        return [info.name for info, recorded in self._present() if self._is_listed(info, recorded)]
+        from chrootfw import inventory
+
+        survey = inventory.Survey(self.run_dir)
+        found = []
+        for name in sorted(survey.names()):
+            state = survey.state(name, inventory.read_intent(survey, name)[0])
+            if state in ("running", "held") or self._is_paused(name, state):
+                found.append(name)
+        return found
 
     @answers_ganeti
     def GetInstanceInfo(self, instance_name: str, hvparams: Mapping[str, Any] | None = None) -> InfoTuple | None:
@@ -222,12 +230,12 @@ class ChrootHypervisor(hv_base.BaseHypervisor):  # type: ignore[misc]  # Ganeti'
         info = inventory.show(inventory.Survey(self.run_dir), instance_name)
         if info.state == "absent":
             return None
-        return self._as_tuple(info, self._recorded(instance_name))
+        return self._as_tuple(info)
 
     @answers_ganeti
     def GetAllInstancesInfo(self, hvparams: Mapping[str, Any] | None = None) -> list[InfoTuple]:
         """``GetInstanceInfo`` of every instance, by one look at the kernel."""
-        return [self._as_tuple(info, recorded) for info, recorded in self._present()]
+        return [self._as_tuple(info) for info in self._present()]
 
     @answers_ganeti
     def GetNodeInfo(self, hvparams: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -399,11 +407,11 @@ class ChrootHypervisor(hv_base.BaseHypervisor):  # type: ignore[misc]  # Ganeti'
     def _runtime(self, *, seconds: float | None = None, paused: bool = False) -> Runtime:
         """``seconds``: how long a stop may take. ``paused``: a start runs no script."""
         from chrootfw.runtime import Runtime
-        from chrootfw_ganeti.policy import GanetiPolicy
+        from chrootfw_ganeti.policy import GanetiPolicy, plugins
 
         deadline = None if seconds is None else time.monotonic() + seconds
         return Runtime(
-            [GanetiPolicy(deadline=deadline, paused=paused)],
+            plugins(GanetiPolicy(deadline=deadline, paused=paused)),
             run_dir=self.run_dir,
             config_dir=self.config_dir,
             lock_timeout=places.LOCK_TIMEOUT if seconds is None else min(places.LOCK_TIMEOUT, seconds),
@@ -413,33 +421,35 @@ class ChrootHypervisor(hv_base.BaseHypervisor):  # type: ignore[misc]  # Ganeti'
     def _recorded(self, name: str) -> dict[str, Any]:
         """What Ganeti said at the start (``settings.instance``); empty where that is lost."""
         from chrootfw import intents
+        from chrootfw.system import store
 
         try:
-            intent = intents.load(os.path.realpath(self.run_dir), name)
-        except ChrootfwError:
+            # Not intents.load, which checks all of it: that has just been done for the instance's state.
+            intent: Any = store.load(intents.path(os.path.realpath(self.run_dir), name))
+            said = intent["instance"]["params"]["ganeti"]
+            return {**said, "init_ran": bool(intent["init_ran"])}
+        except (ChrootfwError, OSError, KeyError, TypeError):
             return {}
-        if intent is None:
-            return {}
-        said = intent["instance"]["params"].get("ganeti")
-        return {**said, "init_ran": intent["init_ran"]} if isinstance(said, dict) else {}
 
-    def _present(self) -> Iterator[tuple[InstanceInfo, dict[str, Any]]]:
-        for info in self._runtime().list():
-            if info.state != "absent":
-                yield info, self._recorded(info.name)
+    def _present(self) -> Iterator[InstanceInfo]:
+        """What is here, by one look at the kernel; nobody is asked, so no plugin is loaded."""
+        from chrootfw import inventory
 
-    @staticmethod
-    def _is_paused(info: InstanceInfo, recorded: Mapping[str, Any]) -> bool:
-        return info.state == "mounted" and bool(recorded.get("paused")) and not recorded["init_ran"]
+        return (info for info in inventory.show_all(self.run_dir, self.config_dir) if info.state != "absent")
 
-    def _is_listed(self, info: InstanceInfo, recorded: Mapping[str, Any]) -> bool:
-        return info.state in ("running", "held") or self._is_paused(info, recorded)
+    def _is_paused(self, name: str, state: str) -> bool:
+        """Whether it was started to be mounted only, and no script has run since."""
+        if state != "mounted":
+            return False
+        recorded = self._recorded(name)
+        return bool(recorded.get("paused")) and not recorded["init_ran"]
 
-    def _as_tuple(self, info: InstanceInfo, recorded: Mapping[str, Any]) -> InfoTuple:
-        runs = info.state == "running" or self._is_paused(info, recorded)
+    def _as_tuple(self, info: InstanceInfo) -> InfoTuple:
+        runs = info.state == "running" or self._is_paused(info.name, info.state)
         state = hv_base.HvInstanceState.RUNNING if runs else hv_base.HvInstanceState.SHUTDOWN
         memory = -(-(info.memory_bytes or 0) // _MIB)
-        return (info.name, 0, memory, int(recorded.get("vcpus", 0)), state, int(info.cpu_seconds or 0))
+        vcpus = int(self._recorded(info.name).get("vcpus", 0))
+        return (info.name, 0, memory, vcpus, state, int(info.cpu_seconds or 0))
 
 
 def warm_up() -> None:
@@ -447,8 +457,5 @@ def warm_up() -> None:
     for module in ("runtime", "node", "verify", "inventory"):
         importlib.import_module(f"chrootfw.{module}")
     importlib.import_module("chrootfw_ganeti.policy")
-    importlib.import_module("chrootfw_ganeti.settings")
-    from chrootfw.plugins import DEFAULTS as modules
-
-    for module in modules:
-        importlib.import_module(module)
+    settings: Any = importlib.import_module("chrootfw_ganeti.settings")
+    settings.check("")  # makes a runtime, and so imports all plugins

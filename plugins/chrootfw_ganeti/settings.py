@@ -9,8 +9,9 @@ from typing import Any
 from chrootfw import config
 from chrootfw.errors import InputError
 from chrootfw.model import Instance, Parameter
+from chrootfw.plugins import Registry
 from chrootfw.runtime import Runtime
-from chrootfw_ganeti.policy import GanetiPolicy
+from chrootfw_ganeti.policy import GanetiPolicy, plugins
 
 #: As Ganeti's own class does it: all users of the mounts are signalled. And a start that leaves nothing running is none.
 _GANETIS = {"holders": "kill", "require_process": True}
@@ -26,7 +27,7 @@ def instance(
 ) -> Instance:
     """The instance to start. Raises ``InputError``."""
     given = _parse(hvparams["extra_config"])
-    plugins = tuple(given.pop("plugins", ()))
+    named = tuple(given.pop("plugins", ()))
     memory = given.pop("memory", None)
     said = {
         "vcpus": int(beparams.get("vcpus") or 0),
@@ -35,33 +36,28 @@ def instance(
         "paused": paused,
     }
     params = {**_GANETIS, **given, "ganeti": said}
-    return Instance(name, device, hvparams["init_script"], params, plugins)
+    return Instance(name, device, hvparams["init_script"], params, named)
 
 
 def check(extra_config: str) -> None:
     """Raise ``InputError`` for what is no parameter, or has a value that its parameter does not take."""
     given = _parse(extra_config)
-    plugins = given.pop("plugins", [])
+    named = given.pop("plugins", [])
     given.pop("memory", None)
-    base = Instance("check", "/dev/null", None, {**_GANETIS, **given}, plugins)
-    declared = _runtime().parameters(plugins)
+    Registry(named=named).check_loaded()
+    base = Instance("check", "/dev/null", None, {**_GANETIS, **given}, named)
+    declared = _runtime().parameters(named)
     config.resolve(base, [(plugin, parameter) for plugin, parameter in declared if plugin])
 
 
-def memory_limit(extra_config: str, beparams: Mapping[str, Any]) -> int | None:
-    """The limit in MiB that ``extra_config`` asks for, or ``None``."""
-    text = _parse(extra_config).get("memory")
-    return None if text is None else _mebibytes(text, beparams)
-
-
-def recorded_memory_limit(recorded: Mapping[str, Any]) -> int | None:
-    """The limit in MiB with which it was started."""
-    limit = recorded.get("memory")
+def memory_limit(said: Mapping[str, Any]) -> int | None:
+    """The limit in MiB that ``extra_config`` asked for, out of what Ganeti said (``params["ganeti"]``)."""
+    limit = said.get("memory")
     return limit if isinstance(limit, int) else None
 
 
 def _runtime() -> Runtime:
-    return Runtime([GanetiPolicy()])
+    return Runtime(plugins(GanetiPolicy()))
 
 
 def _parse(extra_config: str) -> dict[str, Any]:
@@ -77,8 +73,8 @@ def _parse(extra_config: str) -> dict[str, Any]:
         if key in words:
             raise InputError(f"extra_config: {key} is given twice")
         words[key] = value.strip()
-    plugins = words.pop("plugins", "").split()
-    known = {p.name: p for _, p in _runtime().parameters(plugins) if p.name not in _NOT_HERE} if words else {}
+    named = words.pop("plugins", "").split()
+    known = {p.name: p for _, p in _runtime().parameters(named) if p.name not in _NOT_HERE} if words else {}
     for key, value in words.items():
         if key == "memory":
             _mebibytes(value, {_MAXMEM: 1})
@@ -92,8 +88,8 @@ def _parse(extra_config: str) -> dict[str, Any]:
                 f"extra_config: there is no parameter {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""),
                 hint=f"it may have: {', '.join(names)}",
             )
-    if plugins:
-        given["plugins"] = plugins
+    if named:
+        given["plugins"] = named
     return given
 
 
@@ -128,4 +124,4 @@ def _mebibytes(text: str, beparams: Mapping[str, Any]) -> int:
     return int(digits) * _UNITS[unit]
 
 
-__all__ = ["check", "instance", "memory_limit", "recorded_memory_limit"]
+__all__ = ["check", "instance", "memory_limit"]
