@@ -67,9 +67,7 @@ def stocks(ganeti: Any, tmp_path: Path) -> Iterator[Any]:
     """Ganeti's own class: ``released`` and ``repaired``; what it leaves mounted is taken down."""
     place = tmp_path / "stock"
     place.mkdir()
-    yield SimpleNamespace(
-        place=place, released=stock_module.as_released(place), repaired=stock_module.repaired(place)
-    )
+    yield SimpleNamespace(place=place, released=stock_module.as_released(place), repaired=stock_module.repaired(place))
     for root in sorted(place.iterdir()):
         while kernelview.mount_on(root):
             subprocess.run(["fuser", "-k", "-KILL", "-m", str(root)], check=False, capture_output=True)

@@ -85,9 +85,7 @@ def test_the_script_stops_once_and_not_by_force(
 ) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
-    instance, devices = make_instance(
-        stop="echo stop >> /mnt/stopped", extra_config=f"binds:{outside}:/mnt"
-    )
+    instance, devices = make_instance(stop="echo stop >> /mnt/stopped", extra_config=f"binds:{outside}:/mnt")
     hyper().StartInstance(instance, devices, False)
     hyper().StopInstance(instance, **how)
     assert hyper().GetInstanceInfo(WEB1) is None
