@@ -8,8 +8,10 @@ busybox-static; Ganeti's modules are downloaded and not installed. ``--quick`` l
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
+import signal
 import stat
 import statistics
 import subprocess
@@ -23,8 +25,8 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[0:0] = [str(HERE.parent / "tests/real"), str(HERE.parent / "tests/ganeti")]
 
-import ganeti_packages  # noqa: E402
-import roots  # noqa: E402
+import ganeti_packages
+import roots
 
 #: Three daemons, as many users of /proc to find.
 START = "for i in 1 2 3; do sleep 100000 </dev/null >/dev/null 2>&1 & echo $! > /run/d$i; done"
@@ -41,7 +43,9 @@ SCRIPTS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="no 2,000 others, at most 100 instances, no stubborn daemon")
+    parser.add_argument(
+        "--quick", action="store_true", help="no 2,000 others, at most 100 instances, no stubborn daemon"
+    )
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if not options.inside:
@@ -78,7 +82,9 @@ class Bench:
         self.others: list[subprocess.Popen[bytes]] = []
 
     def run(self) -> None:
-        print(f"Linux {os.uname().release}, Python {sys.version.split()[0]}, {os.cpu_count()} CPUs; milliseconds, medians")
+        print(
+            f"Linux {os.uname().release}, Python {sys.version.split()[0]}, {os.cpu_count()} CPUs; milliseconds, medians"
+        )
         self.image("plain", START, STOP)
         counts = (1, 10, 100) if self.quick else (1, 10, 100, 300)
         print("\n| Instances | Others | What | stock | chrootfw | stock / chrootfw |\n|---|---|---|---|---|---|")
@@ -88,7 +94,9 @@ class Bench:
                 found = {kind: self.life(kind, count) for kind in self.classes}
                 for what, stocks in found["stock"].items():
                     ours = found["chrootfw"][what]
-                    print(f"| {count} | {others} | {what} | {stocks:.1f} | {ours:.1f} | {stocks / ours:.1f} |", flush=True)
+                    print(
+                        f"| {count} | {others} | {what} | {stocks:.1f} | {ours:.1f} | {stocks / ours:.1f} |", flush=True
+                    )
         self.have_others(0)
         print("\n| Shutdown by Ganeti's backend, 120 s | stock | chrootfw | stock / chrootfw |\n|---|---|---|---|")
         for what, (start, stop) in SCRIPTS.items():
@@ -131,7 +139,9 @@ class Bench:
         self.end_others()
         if count:
             loop = f"i=0; while [ $i -lt {count} ]; do sleep 100000 & i=$((i+1)); done; echo ready; wait"
-            process = subprocess.Popen(["/bin/busybox", "sh", "-c", loop], stdout=subprocess.PIPE, start_new_session=True)
+            process = subprocess.Popen(
+                ["/bin/busybox", "sh", "-c", loop], stdout=subprocess.PIPE, start_new_session=True
+            )
             assert process.stdout is not None
             assert process.stdout.readline() == b"ready\n"
             self.others.append(process)
@@ -148,19 +158,49 @@ class Bench:
         """Medians over the instances of each step; the two lists once where one takes seconds."""
         hyper = self.classes[kind]
         instances = [self.instance(number) for number in range(count)]
-        found = {
-            "StartInstance": self.median([lambda i=i: hyper().StartInstance(i, self.devices(i), False) for i in instances]),
-            "ListInstances": self.repeated(lambda: len(hyper().ListInstances()), count),
-            "GetAllInstancesInfo": self.repeated(lambda: len(hyper().GetAllInstancesInfo()), count),
-            "StopInstance": self.median([lambda i=i: hyper().StopInstance(i) for i in instances[: self.sample]]),
-            "CleanupInstance": self.median([lambda i=i: hyper().CleanupInstance(i.name) for i in instances[: self.sample]]),
-        }
-        for instance in instances[self.sample :]:
-            hyper().StopInstance(instance, retry=True) if kind == "stock" else hyper().StopInstance(instance, force=True)
-            hyper().CleanupInstance(instance.name)
+        sample = instances[: self.sample]
+        start = self.median([lambda i=i: hyper().StartInstance(i, self.devices(i), False) for i in instances])
+        listing = self.repeated(lambda: len(hyper().ListInstances()), count)
+        infos = self.repeated(lambda: len(hyper().GetAllInstancesInfo()), count)
+        stops, cleanups = [], []
+        for instance in sample:
+            stops.append(self.timed(lambda i=instance: hyper().StopInstance(i)))
+            while hyper().GetInstanceInfo(instance.name):
+                time.sleep(0.001)
+            cleanups.append(self.timed(lambda i=instance: hyper().CleanupInstance(i.name)))
+        self.clear(kind, instances[self.sample :])
         for disk in self.place.glob("*.disk"):
             disk.unlink()
-        return found
+        stop, cleanup = statistics.median(stops), statistics.median(cleanups)
+        return {
+            "StartInstance": start,
+            "ListInstances": listing,
+            "GetAllInstancesInfo": infos,
+            "StopInstance": stop,
+            "CleanupInstance": cleanup,
+            "StopInstance and CleanupInstance": stop + cleanup,
+        }
+
+    def clear(self, kind: str, instances: list[Any]) -> None:
+        """End those that were not measured, and reap: this is pid 1 of its namespace, and a zombie were another process."""
+        if kind == "stock":
+            for process in Path("/proc").glob("[0-9]*"):
+                with contextlib.suppress(OSError):
+                    if os.readlink(process / "root").startswith(f"{self.place}/stock/"):
+                        os.kill(int(process.name), signal.SIGKILL)
+            for instance in instances:
+                while subprocess.call(["umount", f"{self.place}/stock/{instance.name}"], stderr=subprocess.DEVNULL):
+                    time.sleep(0.001)
+        else:
+            for instance in instances:
+                self.classes[kind]().StopInstance(instance, force=True)
+        others = {process.pid for process in self.others}
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if (process / "stat").read_text().rpartition(")")[2].split()[0] == "Z" and int(
+                    process.name
+                ) not in others:
+                    os.waitpid(int(process.name), 0)
 
     sample = 20
 

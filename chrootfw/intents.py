@@ -97,13 +97,13 @@ def _fits(value: Any, shape: Any) -> bool:
     if isinstance(shape, list):
         if not isinstance(value, list):
             return False
-        for each in value:
+        for each in value:  # noqa: SIM110  # as said above
             if not _fits(each, shape[0]):
                 return False
         return True
     if not isinstance(value, dict):
         return False
-    for key, inner in shape.items():
+    for key, inner in shape.items():  # noqa: SIM110
         if key not in value or not _fits(value[key], inner):
             return False
     return True

@@ -93,9 +93,9 @@ def _broken(module: Any, error: BaseException) -> Any:
 
     base: Any = module.hv_chroot.hv_base.BaseHypervisor
     why = (
-        "No chroot can be managed on this node: chrootfw's class for Ganeti cannot be loaded ({}: {}). Repair it with"
-        " 'chrootfw ganeti install', or go back to Ganeti's own class with 'chrootfw ganeti remove'; then restart"
-        " ganeti-noded".format(type(error).__name__, error)
+        f"No chroot can be managed on this node: chrootfw's class for Ganeti cannot be loaded ({type(error).__name__}: {error})."
+        " Repair it with 'chrootfw ganeti install', or go back to Ganeti's own class with 'chrootfw ganeti remove'; then"
+        " restart ganeti-noded"
     )
 
     def refuse() -> None:

@@ -167,6 +167,8 @@ class ChrootHypervisor(hv_base.BaseHypervisor):  # type: ignore[misc]  # Ganeti'
             if instance is None:
                 raise errors.HypervisorError("StopInstance was given neither an instance nor a name")
             name = instance.name
+        if not self._is_here(name):
+            return
         runtime = self._runtime(seconds=None if force else timeout)
         try:
             runtime.stop(name, force=bool(force), run_script=False if retry or force else None)
@@ -177,6 +179,8 @@ class ChrootHypervisor(hv_base.BaseHypervisor):  # type: ignore[misc]  # Ganeti'
     @answers_ganeti
     def CleanupInstance(self, instance_name: str) -> None:
         """Unmount and release what a stop may have left; nothing to do after a stop that did it all."""
+        if not self._is_here(instance_name):
+            return
         try:
             self._runtime().cleanup(instance_name)
         except NotFoundError:
@@ -417,6 +421,13 @@ class ChrootHypervisor(hv_base.BaseHypervisor):  # type: ignore[misc]  # Ganeti'
             lock_timeout=places.LOCK_TIMEOUT if seconds is None else min(places.LOCK_TIMEOUT, seconds),
             on_event=_told,
         )
+
+    def _is_here(self, name: str) -> bool:
+        """Whether there is anything of it, for which a plugin would be loaded."""
+        from chrootfw import inventory
+        from chrootfw.planning import paths
+
+        return paths.check_name(name) in inventory.Survey(self.run_dir).names()
 
     def _recorded(self, name: str) -> dict[str, Any]:
         """What Ganeti said at the start (``settings.instance``); empty where that is lost."""

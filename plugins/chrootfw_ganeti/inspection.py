@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from typing import Any
 
 from chrootfw.errors import ChrootfwError
 from chrootfw.views import Check
 from chrootfw_ganeti import installation, places
 from chrootfw_ganeti.installation import Node
+
+#: Seconds to which the start of a process is known.
+_TICK = 1 / os.sysconf("SC_CLK_TCK")
 
 #: Run as the node daemon is: its Python, its name, its directory first on the path.
 _PROBE = """
@@ -92,7 +96,7 @@ def _running(node: Node) -> list[Check]:
     changed = max((os.lstat(path).st_ctime for path in _dated(node) if os.path.lexists(path)), default=0.0)
     found = []
     for pid, started in _nodeds(node):
-        if started < changed:
+        if started + _TICK < changed:
             found.append(
                 Check(
                     "running",
@@ -128,16 +132,13 @@ def _nodeds(node: Node) -> list[tuple[int, float]]:
             continue
         is_noded = any(os.path.basename(word) == b"ganeti-noded" for word in words[:3])
         if is_noded and (root.st_dev, root.st_ino) == (home.st_dev, home.st_ino):
-            found[int(entry)] = (int(fields[1]), _boot_time() + int(fields[19]) / os.sysconf("SC_CLK_TCK"))
+            found[int(entry)] = (int(fields[1]), _boot_time() + int(fields[19]) * _TICK)
     return sorted((pid, started) for pid, (parent, started) in found.items() if parent not in found)
 
 
 def _boot_time() -> float:
-    with open("/proc/stat", "rb") as file:
-        for line in file:
-            if line.startswith(b"btime "):
-                return float(line.split()[1])
-    return 0.0
+    """When the machine was started, in seconds since the epoch; /proc/stat has whole seconds only."""
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def to_dict(found: list[Check]) -> dict[str, Any]:

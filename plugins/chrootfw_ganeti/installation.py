@@ -32,9 +32,10 @@ NODED = ("/usr/sbin/ganeti-noded", "/usr/local/sbin/ganeti-noded")
 _PTH = (
     f"import os, sys; os.path.exists({places.MARKER!r}) and exec("
     '"try:\\n import chrootfw_ganeti_hook\\n'
-    "except BaseException as error:\\n class Broken:\\n  why = repr(error)\\n  def __getattr__(self, name):\\n"
-    "   raise ImportError('chrootfw: the hook for Ganeti is missing or broken (' + self.why + '): run chrootfw ganeti "
-    "install')\\n"
+    "except BaseException as error:\\n class Broken:\\n  def __getattr__(self, name):\\n"
+    "   raise ImportError('chrootfw: the hook for Ganeti is missing or broken (' + type(self).why + '): run chrootfw "
+    "ganeti install')\\n"
+    " Broken.why = repr(error)\\n"
     " sys.modules['ganeti.hypervisor.hv_chroot'] = Broken()\")\n"
 )
 

@@ -24,6 +24,7 @@ TOOLS = (
     "fdisk",
     "mmdebstrap",
     "mount",
+    "psmisc",
     "squashfs-tools",
     "strace",
     "util-linux",
