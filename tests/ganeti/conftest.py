@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -32,12 +32,14 @@ VERSIONS = ("3.0.2", "3.1")
 
 
 _results = pytest.StashKey[Results]()
+_figures = pytest.StashKey[list[str]]()
 _timings = pytest.StashKey[list[tuple[str, float]]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "row(title): a row of the table 'what works with each'")
     config.stash[_results] = {}
+    config.stash[_figures] = []
     config.stash[_timings] = []
 
 
@@ -223,6 +225,12 @@ def results(request: pytest.FixtureRequest) -> Results:
     return request.config.stash[_results]
 
 
+@pytest.fixture
+def figure(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """``figure(text)``: something that was measured, for the summary."""
+    return request.config.stash[_figures].append
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     results = config.stash[_results]
     if results:
@@ -230,6 +238,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         for (title, version, kind), outcome in results.items():
             said = f"{outcome.seconds:6.2f} s" if outcome.works else f"NO: {outcome.reason[:200]}"
             terminalreporter.write_line(f"{version:6} {kind:24} {title:60} {said}")
+    if config.stash[_figures]:
+        terminalreporter.section("figures")
+        for text in config.stash[_figures]:
+            terminalreporter.write_line(text)
     if config.stash[_timings]:
         terminalreporter.section("the cluster")
         for what, seconds in config.stash[_timings]:
