@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cluster import DOMAIN, SHARED, Cluster, Failed, Node
+from cluster import DOMAIN, Cluster, Failed, Node
 from kernelview import Mounted, wait_until
 
 DAEMONS = 3  # of an instance of the OS definition "busybox"
@@ -52,11 +52,13 @@ class Site:
         """An instance in its best state, whatever was before: all nodes on, and it runs on its primary node."""
         self.all_on()
         chroot = Chroot(self, name)
-        if not chroot.exists():
+        listed = self.gnt("gnt-instance", "list", "--no-headers", "--output=name,pnode,status").splitlines()
+        known = [line.split()[1:] for line in listed if line.split()[0] == chroot.name]
+        if not known:
             return self.add(name, self.nodes[1])
-        primary = chroot.primary
+        primary, status = self.cluster.node(known[0][0]), known[0][1]
         is_fine = chroot.mounted_on() == [primary] and len(chroot.processes_on(primary)) == DAEMONS
-        if not is_fine or chroot.shows("status") != ["running"]:
+        if not is_fine or status != "running":
             chroot.clear_away()
             chroot.gnt("start")
         chroot.must_run_on(primary)
@@ -83,7 +85,6 @@ class Chroot:
     def __init__(self, site: Site, name: str) -> None:
         self.site = site
         self.name = f"{name}.{DOMAIN}"
-        self._file: Path | None = None
 
     def gnt(self, verb: str, *options: str, check: bool = True) -> str:
         return self.site.gnt("gnt-instance", verb, *options, self.name, check=check)
@@ -102,12 +103,8 @@ class Chroot:
     @property
     def file(self) -> Path:
         """Its disk: a file of the ground, the same on all nodes."""
-        if self._file is None:
-            information = self.gnt("info")
-            line = next(line for line in information.splitlines() if "on primary: " in line or "logical_id" in line)
-            path = line[line.index(SHARED) :].split()[0].rstrip("'\"),]")
-            self._file = self.site.cluster.shared / Path(path).relative_to(SHARED)
-        return self._file
+        inside = self.site.cluster.ground.files / "shared" / self.name
+        return self.site.cluster.shared / self.name / next(file.name for file in inside.iterdir())
 
     @property
     def devices(self) -> set[str]:

@@ -22,9 +22,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -127,6 +125,7 @@ class Node:
         self.pid = 0  # of its init, as seen from outside; 0: it is off
         self._unshare: subprocess.Popen[str] | None = None
         self.namespaces: set[str] = set()  # all that it has ever had
+        self.run_dirs: set[str] = set()  # and chrootfw's run directories, as kernelview.identity names them
 
     def __repr__(self) -> str:
         return self.name
@@ -171,7 +170,7 @@ class Node:
         if not self.pid:
             return
         assert self._unshare is not None and self._unshare.stdout is not None
-        run_dirs = [identity(path) for path in self.path("/run").glob("chrootfw*")]
+        self.run_dirs |= (run_dirs := {identity(path) for path in self.path("/run").glob("chrootfw*")})
         os.kill(self.pid, signal.SIGKILL)
         self._unshare.wait(PATIENCE)
         self._unshare.stdout.close()
@@ -378,14 +377,6 @@ class Cluster:
 
     def node(self, name: str) -> Node:
         return next(node for node in self.nodes if node.name == name)
-
-
-@contextmanager
-def timed(note: Callable[[float], None]) -> Iterator[None]:
-    """Call ``note`` with the seconds that the block took, if it came through."""
-    begin = time.monotonic()
-    yield
-    note(time.monotonic() - begin)
 
 
 def _only_child(pid: int) -> int:

@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,8 @@ class Machine:
         self.namespaces: set[str] = set()
         self.cards = set(os.listdir("/sys/class/net"))
         self.mounts = set(kernelview.mount_table())
+        self.loops = set(kernelview.loop_devices().items())
+        self.run_dirs: set[str] = set()  # of chrootfw on the nodes, as kernelview.identity names them
 
     def left(self) -> list[str]:
         """What is there of the cluster, a line each."""
@@ -63,7 +66,9 @@ class Machine:
             for number, mount in kernelview.mount_table().items()
             if number not in self.mounts and os.fsdecode(mount.target).startswith(str(self.scratch))
         ]
-        found += [f"{loop} over {file}" for loop, file in kernelview.loop_devices().items() if _is_ours(file)]
+        loops = set(kernelview.loop_devices().items()) - self.loops
+        found += [f"{loop} over {file}" for loop, file in loops if _is_ours(file)]
+        found += [f"cgroup {path}" for run_dir in self.run_dirs for path in kernelview.cgroups_of(run_dir)]
         found += [str(path) for path in self.scratch.iterdir()]
         for pid in filter(str.isdigit, os.listdir("/proc")):
             try:
@@ -92,7 +97,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
 class Clusters:
     """One cluster at a time: the one of the version last asked for."""
 
-    def __init__(self, machine: Machine, note) -> None:
+    def __init__(self, machine: Machine, note: Callable[[tuple[str, float]], None]) -> None:
         self.machine = machine
         self.note = note
         self.cluster: Cluster | None = None
@@ -124,27 +129,21 @@ class Clusters:
             cluster.save()
         self.fresh = True
 
-    def _timed(self, what: str):
-        return _Timed(what, self.note)
+    @contextmanager
+    def _timed(self, what: str) -> Iterator[None]:
+        begin = time.monotonic()
+        yield
+        self.note((what, time.monotonic() - begin))
 
     def close(self) -> None:
         if self.cluster is not None:
             for node in self.cluster.nodes:
+                node.power_off()
                 self.machine.namespaces |= node.namespaces
+                self.machine.run_dirs |= node.run_dirs
             self.cluster.close()
             self.cluster = None
             kernelview.wait_until(lambda: not self.machine.left(), "nothing of the cluster is left", seconds=30)
-
-
-class _Timed:
-    def __init__(self, what: str, note) -> None:
-        self.what, self.note = what, note
-
-    def __enter__(self) -> None:
-        self.begin = time.monotonic()
-
-    def __exit__(self, *_exc: object) -> None:
-        self.note((self.what, time.monotonic() - self.begin))
 
 
 @pytest.fixture(scope="session")
