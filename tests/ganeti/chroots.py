@@ -69,7 +69,7 @@ class Site:
         off = [node for node in self.nodes if not node.pid]
         for node in off:
             node.power_on()
-            node.start_ganeti(check=False)  # a former master has no master any more, and says so
+            node.run("/usr/lib/ganeti/daemon-util", "start", "ganeti-noded")  # the rest comes with the next line
         for node in off:
             self.gnt("gnt-node", "add", "--readd", "--no-ssh-key-check", node.name)
 

@@ -218,8 +218,8 @@ class Node:
         file.write_text(text)
         file.chmod(mode)
 
-    def start_ganeti(self, *, check: bool = True) -> None:
-        self.run("/usr/lib/ganeti/daemon-util", "start-all", check=check)
+    def start_ganeti(self) -> None:
+        self.run("/usr/lib/ganeti/daemon-util", "start-all")
 
     def stop_ganeti(self) -> None:
         self.run("/usr/lib/ganeti/daemon-util", "stop-all")
