@@ -176,10 +176,8 @@ def is_released(kind: str, path: str, file: tuple[int, int], loop: str | None, *
     while True:
         if kind == "directory" or (kind == "block" and is_free(path)):
             return True
-        if kind == "image":
-            over = loops.over({file: path})
-            if not over or (loop is not None and loop not in over):
-                return True
+        if kind == "image" and not (loops.over({file: path}) if loop is None else loops.is_over(loop, file, path)):
+            return True
         if time.monotonic() >= deadline:
             return False
         time.sleep(pause)  # nothing tells of a release: ask, ever less often

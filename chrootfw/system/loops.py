@@ -93,7 +93,7 @@ def over(files: dict[tuple[int, int], str] | None = None, *, devices: frozenset[
     for name in os.listdir("/sys/block"):
         if not name.startswith("loop"):
             continue
-        path = backing_path(f"/dev/{name}")
+        path = _path_of(name)
         if path is None:
             continue
         try:
@@ -129,12 +129,29 @@ def backing(device: str) -> tuple[int, int] | None:
 
 def backing_path(device: str) -> str | None:
     """The path of the file that a loop device is over, as the kernel knows it; ``None`` when there is none."""
+    return _path_of(os.path.basename(os.path.realpath(device)))
+
+
+def _path_of(name: str) -> str | None:
+    """``backing_path`` of ``loopN``; a node has as many as it has instances, and each start asks for all."""
     try:
-        name = os.path.basename(os.path.realpath(device))
-        with open(f"/sys/block/{name}/loop/backing_file", encoding="utf-8", errors="surrogateescape") as file:
-            return file.read().rstrip("\n")
+        fd = os.open(f"/sys/block/{name}/loop/backing_file", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
+    try:
+        return os.fsdecode(os.read(fd, 1 << 16)).rstrip("\n")
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+
+
+def is_over(device: str, file: tuple[int, int], path: str) -> bool:
+    """Whether this one loop device is over a file, given as (device, inode) and by its path; as ``over`` has it."""
+    try:
+        return backing(device) == file
+    except deadlines.Overdue:
+        return backing_path(device) == os.path.normpath(path)
 
 
 #: Loop devices whose file did not answer, and when that was (time.monotonic).
