@@ -237,7 +237,11 @@ def show_all(run_dir: str, config_dir: str) -> list[InstanceInfo]:
 
 def show(survey: Survey, name: str) -> InstanceInfo:
     """One instance of a survey."""
-    intent, notes = read_intent(survey, name)
+    return show_with(survey, name, *read_intent(survey, name))
+
+
+def show_with(survey: Survey, name: str, intent: dict[str, Any] | None, notes: Sequence[str] = ()) -> InstanceInfo:
+    """The same, for who has read its intent already."""
     state = survey.state(name, intent)
     current = intent if intent and intents.is_current(intent) and state != InstanceState.ABSENT else None
     info = InstanceInfo(

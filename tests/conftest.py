@@ -30,6 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="5.14: whatever Linux has had only since then is refused, to the tests and all that they start",
     )
     parser.addoption("--whole", action="store_true", help="tests/crash: whole campaigns, not samples of them")
+    parser.addoption("--table", metavar="FILE", help="tests/ganeti: write the table 'what works with each' to FILE")
     parser.addoption("--figures", metavar="FILE", help="tests/crash: put the figures into the Markdown table in FILE")
 
 

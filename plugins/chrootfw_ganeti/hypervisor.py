@@ -15,15 +15,15 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from chrootfw.errors import ChrootfwError, NotFoundError
 from chrootfw_ganeti import places
 
 if TYPE_CHECKING:
+    from chrootfw.inventory import Survey
     from chrootfw.runtime import Runtime
-    from chrootfw.views import InstanceInfo
 
 # Ganeti has no types: here is where they end.
 constants: Any = importlib.import_module("ganeti.constants")
@@ -193,9 +193,10 @@ class ChrootHypervisor(hv_base.BaseHypervisor):  # type: ignore[misc]  # Ganeti'
 
         With what was resolved at the start: changed parameters count from the next hard or full reboot.
         """
+        from chrootfw import inventory
         from chrootfw_ganeti import settings
 
-        limit = settings.memory_limit(self._recorded(instance.name))
+        limit = settings.memory_limit(_said(inventory.read_intent(inventory.Survey(self.run_dir), instance.name)[0]))
         self._runtime().reboot(instance.name)
         if limit is not None:
             self._limit_memory(instance.name, limit)
@@ -215,14 +216,18 @@ class ChrootHypervisor(hv_base.BaseHypervisor):  # type: ignore[misc]  # Ganeti'
     def ListInstances(self, hvparams: Mapping[str, Any] | None = None) -> list[str]:
         """The names of the instances that run here, or whose disk this node could not let go."""
         from chrootfw import inventory
+        from chrootfw.system import store
+        from chrootfw_ganeti import usage
 
-        survey = inventory.Survey(self.run_dir)
-        found = []
-        for name in sorted(survey.names()):
-            state = survey.state(name, inventory.read_intent(survey, name)[0])
-            if state in ("running", "held") or self._is_paused(name, state):
-                found.append(name)
-        return found
+        found = set(usage.populated(self.run_dir))
+        if any(name not in found for name in store.instances(self.run_dir)):
+            survey = inventory.Survey(self.run_dir)
+            for name in survey.names() - found:
+                intent, _ = inventory.read_intent(survey, name)
+                state = survey.state(name, intent)
+                if state in ("running", "held") or _is_paused(state, intent):
+                    found.add(name)
+        return sorted(found)
 
     @answers_ganeti
     def GetInstanceInfo(self, instance_name: str, hvparams: Mapping[str, Any] | None = None) -> InfoTuple | None:
@@ -231,15 +236,25 @@ class ChrootHypervisor(hv_base.BaseHypervisor):  # type: ignore[misc]  # Ganeti'
         from chrootfw.planning import paths
 
         paths.check_name(instance_name)
-        info = inventory.show(inventory.Survey(self.run_dir), instance_name)
-        if info.state == "absent":
-            return None
-        return self._as_tuple(info)
+        return self._info(inventory.Survey(self.run_dir), instance_name)
 
     @answers_ganeti
     def GetAllInstancesInfo(self, hvparams: Mapping[str, Any] | None = None) -> list[InfoTuple]:
         """``GetInstanceInfo`` of every instance, by one look at the kernel."""
-        return [self._as_tuple(info) for info in self._present()]
+        from chrootfw import intents, inventory
+        from chrootfw.system import store
+        from chrootfw_ganeti import usage
+
+        found = {}
+        for name, groups in usage.populated(self.run_dir).items():
+            intent = store.load(intents.path(self.run_dir, name))  # its shape does not matter for a number of CPUs
+            found[name] = _tuple(name, True, intent, usage.memory_bytes(groups), usage.cpu_seconds(groups))
+        if any(name not in found for name in store.instances(self.run_dir)):
+            survey = inventory.Survey(self.run_dir)
+            for name in survey.names() - set(found):
+                if (info := self._info(survey, name)) is not None:
+                    found[name] = info
+        return [found[name] for name in sorted(found)]
 
     @answers_ganeti
     def GetNodeInfo(self, hvparams: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -429,38 +444,35 @@ class ChrootHypervisor(hv_base.BaseHypervisor):  # type: ignore[misc]  # Ganeti'
 
         return paths.check_name(name) in inventory.Survey(self.run_dir).names()
 
-    def _recorded(self, name: str) -> dict[str, Any]:
-        """What Ganeti said at the start (``settings.instance``); empty where that is lost."""
-        from chrootfw import intents
-        from chrootfw.system import store
-
-        try:
-            # Not intents.load, which checks all of it: that has just been done for the instance's state.
-            intent: Any = store.load(intents.path(os.path.realpath(self.run_dir), name))
-            said = intent["instance"]["params"]["ganeti"]
-            return {**said, "init_ran": bool(intent["init_ran"])}
-        except (ChrootfwError, OSError, KeyError, TypeError):
-            return {}
-
-    def _present(self) -> Iterator[InstanceInfo]:
-        """What is here, by one look at the kernel; nobody is asked, so no plugin is loaded."""
+    def _info(self, survey: Survey, name: str) -> InfoTuple | None:
         from chrootfw import inventory
 
-        return (info for info in inventory.show_all(self.run_dir, self.config_dir) if info.state != "absent")
+        intent, notes = inventory.read_intent(survey, name)
+        info = inventory.show_with(survey, name, intent, notes)
+        if info.state == "absent":
+            return None
+        runs = info.state == "running" or _is_paused(info.state, intent)
+        return _tuple(name, runs, intent, info.memory_bytes or 0, info.cpu_seconds or 0)
 
-    def _is_paused(self, name: str, state: str) -> bool:
-        """Whether it was started to be mounted only, and no script has run since."""
-        if state != "mounted":
-            return False
-        recorded = self._recorded(name)
-        return bool(recorded.get("paused")) and not recorded["init_ran"]
 
-    def _as_tuple(self, info: InstanceInfo) -> InfoTuple:
-        runs = info.state == "running" or self._is_paused(info.name, info.state)
-        state = hv_base.HvInstanceState.RUNNING if runs else hv_base.HvInstanceState.SHUTDOWN
-        memory = -(-(info.memory_bytes or 0) // _MIB)
-        vcpus = int(self._recorded(info.name).get("vcpus", 0))
-        return (info.name, 0, memory, vcpus, state, int(info.cpu_seconds or 0))
+def _tuple(name: str, runs: bool, intent: Any, memory_bytes: int, cpu_seconds: float) -> InfoTuple:
+    state = hv_base.HvInstanceState.RUNNING if runs else hv_base.HvInstanceState.SHUTDOWN
+    vcpus = _said(intent).get("vcpus")
+    return (name, 0, -(-memory_bytes // _MIB), vcpus if isinstance(vcpus, int) else 0, state, int(cpu_seconds))
+
+
+def _said(intent: Any) -> dict[str, Any]:
+    """What Ganeti said at the start (``settings.instance``); empty where that is lost."""
+    try:
+        said = intent["instance"]["params"]["ganeti"]
+    except (TypeError, KeyError):
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def _is_paused(state: str, intent: dict[str, Any] | None) -> bool:
+    """Whether it was started to be mounted only, and no script has run since."""
+    return state == "mounted" and bool(_said(intent).get("paused")) and not (intent or {}).get("init_ran")
 
 
 def warm_up() -> None:

@@ -110,7 +110,18 @@ def test_what_an_ellipsis_stands_for(shown: list[str], said: str, same: bool) ->
 @each_page
 def test_every_block_says_what_it_is(page: Path) -> None:
     """So that none is left out by a slip: these are all the languages, and the first three are done."""
-    languages = {"console", "python", "toml", "json", "text", "sh", "{toctree}", "{eval-rst}", "{include}"}
+    languages = {
+        "console",
+        "python",
+        "toml",
+        "json",
+        "text",
+        "sh",
+        "{toctree}",
+        "{eval-rst}",
+        "{include}",
+        "{literalinclude}",
+    }
     strange = [str(block) for block in fenced.blocks(page) if block.language not in languages]
     assert not strange
 

@@ -42,10 +42,10 @@ class Mounted(NamedTuple):
         return f"mount {self.id}: {self.source} ({self.fstype}) on {os.fsdecode(self.target)!r}"
 
 
-def mount_table() -> dict[int, Mounted]:
-    """The mount table of this process's namespace, by mount ID."""
+def mount_table(pid: int | str = "self") -> dict[int, Mounted]:
+    """The mount table of a process's namespace, of this one's by default, by mount ID."""
     table = {}
-    for line in Path("/proc/self/mountinfo").read_bytes().split(b"\n"):
+    for line in Path(f"/proc/{pid}/mountinfo").read_bytes().split(b"\n"):
         if line:
             first, last = line.split(b" - ", 1)
             mount_id, parent, device, _root, target, options, *_ = first.split(b" ")

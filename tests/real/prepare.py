@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -53,16 +53,21 @@ RECIPE = 1
 
 def main(*arguments: str) -> None:
     if arguments == ("--docs",):
-        install_tools(DOCS_TOOLS)
+        install(DOCS_TOOLS)
     else:
         install_tools()
         print(downloads())
         print(debian_system())
 
 
-def install_tools(tools: Sequence[str] = TOOLS) -> None:
+def install_tools() -> None:
     """Install the packages that are missing; nothing happens when none is."""
-    missing = [package for package in tools if not _is_installed(package)]
+    install(TOOLS)
+
+
+def install(packages: Sequence[str]) -> None:
+    """Install those of ``packages`` that are missing."""
+    missing = [package for package in packages if not _is_installed(package)]
     if not missing:
         return
     command = ["apt-get", "install", "--yes", "--no-install-recommends", *missing]
@@ -96,21 +101,29 @@ def _download(package: str, directory: Path) -> None:
 def debian_system() -> Path:
     """A tar file with a Debian system, from the machine's own package sources."""
     recipe = repr((RECIPE, SUITE, SERVICES))
+    name = f"{SUITE}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.tar"
+    return cached(name, lambda archive: mmdebstrap(["--variant=minbase", f"--include={','.join(SERVICES)}"], archive))
+
+
+def cached(name: str, build: Callable[[Path], None]) -> Path:
+    """The file ``name`` of the cache; ``build`` is called with the path at which to make it if it is not there."""
     cache = _cache()
-    archive = cache / f"{SUITE}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.tar"
-    if archive.exists():
-        return archive
+    file = cache / name
+    if file.exists():
+        return file
     cache.mkdir(parents=True, exist_ok=True)
     with _alone(cache / "lock"):
-        if not archive.exists():
-            unfinished = archive.with_suffix(".unfinished.tar")
-            _build(unfinished)
-            unfinished.rename(archive)  # whole or not at all, whenever this is killed
-    return archive
+        if not file.exists():
+            unfinished = file.with_suffix(f".unfinished{file.suffix}")
+            unfinished.unlink(missing_ok=True)
+            build(unfinished)
+            unfinished.rename(file)  # whole or not at all, whenever this is killed
+    return file
 
 
-def _build(archive: Path) -> None:
-    command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(SERVICES)}", SUITE, str(archive)]
+def mmdebstrap(options: Sequence[str], archive: Path) -> None:
+    """Make a Debian of the suite, as a tar file, from the machine's own package sources."""
+    command = ["mmdebstrap", "--quiet", *options, SUITE, str(archive)]
     sources = _debian_sources()
     if not sources:
         _apt(["apt-get", "update"])

@@ -1,0 +1,249 @@
+"""The cluster is built once for each version of Ganeti; each class for chroots then has it as it was when it was new.
+
+A test with the mark ``row`` is a row of the table "what works with each" in docs/ganeti-table.md. It is run with both
+classes. chrootfw's must pass it; what becomes of it with Ganeti's own must be what the table says.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+
+sys.path[:0] = [str(HERE), str(HERE.parent / "real")]
+
+pytest.register_assert_rewrite("chroots", "cluster")
+
+import hypervisors
+import kernelview
+import node_system
+import table
+from chroots import Site
+from cluster import Cluster, Failed
+from table import Outcome, Results
+
+VERSIONS = ("3.0.2", "3.1")
+
+
+_results = pytest.StashKey[Results]()
+_figures = pytest.StashKey[list[str]]()
+_timings = pytest.StashKey[list[tuple[str, float]]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "row(title): a row of the table 'what works with each'")
+    config.stash[_results] = {}
+    config.stash[_figures] = []
+    config.stash[_timings] = []
+
+
+# -- the cluster --------------------------------------------------------------------------------------------
+
+
+class Machine:
+    """What the tests could leave on the machine, outside the cluster's own namespaces."""
+
+    def __init__(self, scratch: Path) -> None:
+        self.scratch = scratch
+        self.namespaces: set[str] = set()
+        self.cards = set(os.listdir("/sys/class/net"))
+        self.mounts = set(kernelview.mount_table())
+        self.loops = set(kernelview.loop_devices().items())
+        self.run_dirs: set[str] = set()  # of chrootfw on the nodes, as kernelview.identity names them
+
+    def left(self) -> list[str]:
+        """What is there of the cluster, a line each."""
+        found = [f"network card {card}" for card in set(os.listdir("/sys/class/net")) - self.cards]
+        found += [
+            f"{mount}"
+            for number, mount in kernelview.mount_table().items()
+            if number not in self.mounts and os.fsdecode(mount.target).startswith(str(self.scratch))
+        ]
+        loops = set(kernelview.loop_devices().items()) - self.loops
+        found += [f"{loop} over {file}" for loop, file in loops if _is_ours(file)]
+        found += [f"cgroup {path}" for run_dir in self.run_dirs for path in kernelview.cgroups_of(run_dir)]
+        found += [str(path) for path in self.scratch.iterdir()]
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                spaces = {os.readlink(f"/proc/{pid}/ns/{kind}") for kind in ("mnt", "uts", "ipc", "net", "pid")}
+                name = Path(f"/proc/{pid}/comm").read_text().strip()
+            except OSError:
+                continue
+            found += [f"process {pid} ({name}) in {space}" for space in spaces & self.namespaces]
+        return found
+
+
+def _is_ours(file: str) -> bool:
+    return "/shared-file-storage/" in file or "/chrootfw-tests/ganeti-" in file
+
+
+@pytest.fixture(scope="session", autouse=True)
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """The machine as it was: after all tests, nothing of the cluster is left on it."""
+    assert os.geteuid() == 0, "these tests make namespaces and mount file systems: they must run as root"
+    node_system.install_tools()
+    machine = Machine(tmp_path_factory.mktemp("cluster"))
+    yield machine
+    assert not machine.left(), "the tests left something:\n  " + "\n  ".join(machine.left())
+
+
+class Clusters:
+    """One cluster at a time: the one of the version last asked for."""
+
+    def __init__(self, machine: Machine, note: Callable[[tuple[str, float]], None]) -> None:
+        self.machine = machine
+        self.note = note
+        self.cluster: Cluster | None = None
+        self.fresh = False
+
+    def get(self, version: str, kind: str) -> Cluster:
+        if self.cluster is None or self.cluster.version != version:
+            self.close()
+            self._build(version)
+        assert self.cluster is not None
+        if not self.fresh:
+            with self._timed(f"{version}: restored for {kind}"):
+                self.cluster.restore()
+        self.fresh = False
+        with self._timed(f"{version}: {kind} installed"):
+            hypervisors.install(self.cluster, kind)
+        return self.cluster
+
+    def _build(self, version: str) -> None:
+        with self._timed("the nodes' system made, or found in the cache"):
+            node_system.layers(version)
+        self.cluster = cluster = Cluster(self.machine.scratch, version)
+        self.machine.namespaces |= cluster.ground.namespaces
+        with self._timed(f"{version}: three nodes booted"):
+            cluster.boot()
+        with self._timed(f"{version}: made a cluster"):
+            cluster.initialise()
+        with self._timed(f"{version}: saved"):
+            cluster.save()
+        self.fresh = True
+
+    @contextmanager
+    def _timed(self, what: str) -> Iterator[None]:
+        begin = time.monotonic()
+        yield
+        self.note((what, time.monotonic() - begin))
+
+    def close(self) -> None:
+        if self.cluster is not None:
+            for node in self.cluster.nodes:
+                node.power_off()
+                self.machine.namespaces |= node.namespaces
+                self.machine.run_dirs |= node.run_dirs
+            self.cluster.close()
+            self.cluster = None
+            kernelview.wait_until(lambda: not self.machine.left(), "nothing of the cluster is left", seconds=30)
+
+
+@pytest.fixture(scope="session")
+def clusters(machine: Machine, request: pytest.FixtureRequest) -> Iterator[Clusters]:
+    clusters = Clusters(machine, request.config.stash[_timings].append)
+    yield clusters
+    clusters.close()
+
+
+@pytest.fixture(scope="session")
+def site(request: pytest.FixtureRequest, clusters: Clusters) -> Site:
+    """A cluster with one class; the parameter is ``(version, kind)``, see ``pytest_generate_tests``."""
+    version, kind = request.param
+    return Site(clusters.get(version, kind), kind)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "site" not in metafunc.fixturenames:
+        return
+    mark = metafunc.definition.get_closest_marker("row")
+    kinds = mark.kwargs.get("kinds") if mark else (hypervisors.CHROOTFW,)
+    kinds = kinds or (hypervisors.STOCK, hypervisors.CHROOTFW)
+    sites = [(version, kind) for version in VERSIONS for kind in _ORDER if kind in kinds]
+    metafunc.parametrize("site", sites, indirect=True, scope="session", ids=lambda site: f"{site[0]}-{_IDS[site[1]]}")
+
+
+_ORDER = (hypervisors.STOCK, hypervisors.REPAIRED, hypervisors.CHROOTFW)
+_IDS = {hypervisors.STOCK: "stock", hypervisors.REPAIRED: "repaired", hypervisors.CHROOTFW: "chrootfw"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Site after site, and in each in the order of the file; what has no site comes last."""
+
+    def key(item: pytest.Item) -> tuple[int, int]:
+        site = getattr(item, "callspec", None) and item.callspec.params.get("site")
+        return (VERSIONS.index(site[0]), _ORDER.index(site[1])) if site else (len(VERSIONS), 0)
+
+    ours = [item for item in items if item.path.is_relative_to(HERE)]
+    items[:] = [item for item in items if item not in ours] + sorted(ours, key=key)
+
+
+# -- the table ----------------------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
+    mark, site = pyfuncitem.get_closest_marker("row"), pyfuncitem.funcargs.get("site")
+    if mark is None or site is None:
+        return (yield)
+    site.seconds, begin = None, time.monotonic()
+    failure: Exception | None = None
+    try:
+        yield
+    except (Failed, AssertionError, TimeoutError) as error:  # anything else is a mistake of these tests
+        failure = error
+    seconds = time.monotonic() - begin if site.seconds is None else site.seconds
+    outcome = Outcome(failure is None, _reason(failure), seconds)
+    pyfuncitem.config.stash[_results][mark.args[0], site.cluster.version, site.kind] = outcome
+    if failure is not None and site.kind == hypervisors.CHROOTFW:
+        raise failure
+    return True
+
+
+def _reason(error: Exception | None) -> str:
+    """The sentence of an error, without what is around it."""
+    if error is None:
+        return ""
+    if not isinstance(error, Failed):
+        return str(error).split("\n", 1)[0].removesuffix(".")
+    lines = [line.strip() for line in error.output.splitlines() if line.strip()]
+    telling = [line for line in lines if "rror" in line or "ailed" in line or "ould not" in line or "an't" in line]
+    return (telling or lines or [f"status {error.status}"])[-1]
+
+
+@pytest.fixture
+def results(request: pytest.FixtureRequest) -> Results:
+    """The rows so far."""
+    return request.config.stash[_results]
+
+
+@pytest.fixture
+def figure(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """``figure(text)``: something that was measured, for the summary."""
+    return request.config.stash[_figures].append
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    results = config.stash[_results]
+    if results:
+        terminalreporter.section("what works with each")
+        for (title, version, kind), outcome in results.items():
+            said = f"{outcome.seconds:6.2f} s" if outcome.works else f"NO: {outcome.reason[:200]}"
+            terminalreporter.write_line(f"{version:6} {kind:24} {title:60} {said}")
+    if config.stash[_figures]:
+        terminalreporter.section("figures")
+        for text in config.stash[_figures]:
+            terminalreporter.write_line(text)
+    if config.stash[_timings]:
+        terminalreporter.section("the cluster")
+        for what, seconds in config.stash[_timings]:
+            terminalreporter.write_line(f"{seconds:6.1f} s  {what}")
+    if target := config.getoption("--table"):
+        Path(target).write_text(table.markdown(results, VERSIONS), encoding="utf-8")
