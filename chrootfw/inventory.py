@@ -292,11 +292,12 @@ def find_holders(
     intent: dict[str, Any] | None,
     own: Iterable[int],
     only: Iterable[int] | None = None,
+    *,
+    devices_too: bool = True,
 ) -> list[Process]:
     """Who else uses the instance's mounts or device (``processes.holders``)."""
-    return processes.holders(
-        processes.Held(entries, root, exclusive_devices(entries, intent)), spare_own=own, only=only
-    )
+    held = processes.Held(entries, root, exclusive_devices(entries, intent))
+    return processes.holders(held, spare_own=own, only=only, devices_too=devices_too)
 
 
 def exclusive_devices(entries: Sequence[mounts.MountEntry], intent: dict[str, Any] | None) -> set[int]:

@@ -70,11 +70,12 @@ def end_processes(job: Job, *, force: bool, timeout: float | None, run_script: b
 
 
 def outside_holders(job: Job, only: Iterable[int] | None = None) -> list[Process]:
-    """Who uses the instance's mounts or devices without being its own, among ``only``; never the caller."""
+    """The processes that use the instance's mounts or devices without being its own, among ``only``; never the caller."""
     survey = job.survey()
     own = set(survey.own(job.name))
     spared = processes.self_and_ancestors()
-    found = inventory.find_holders(survey.mounts(job.name), job.root, job.intent, own, only)
+    mounts = survey.mounts(job.name)
+    found = inventory.find_holders(mounts, job.root, job.intent, own, only, devices_too=False)
     return [p for p in found if p.pid not in own and p.pid not in spared]
 
 

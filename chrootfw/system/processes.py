@@ -134,12 +134,15 @@ class Held:
         self.devices = frozenset(devices)
 
 
-def holders(held: Held, *, spare_own: Iterable[int] = (), only: Iterable[int] | None = None) -> list[Process]:
+def holders(
+    held: Held, *, spare_own: Iterable[int] = (), only: Iterable[int] | None = None, devices_too: bool = True
+) -> list[Process]:
     """Every process that uses the instance's mounts or devices, each once, with the first reason found.
 
     Looks at the root, working directory, executable and files of each thread, mappings, unix sockets bound inside, loop
     devices over files inside, and copies of the mounts in other mount namespaces. ``spare_own``: pids known as the
-    instance's own; ``only``: look at these pids alone. What holds without a process cannot be seen here: only the unmount and the device know.
+    instance's own; ``only``: look at these pids alone; ``devices_too``: the loop
+    devices as well, which nobody can signal. What holds without a process cannot be seen here: only the unmount and the device know.
     """
     ids = set(held.ids)
     own = set(spare_own)
@@ -167,7 +170,7 @@ def holders(held: Held, *, spare_own: Iterable[int] = (), only: Iterable[int] | 
         found[pid] = Process(
             pid, command(pid), user(pid), "namespace", f"mount namespace {space} has a copy of the mounts"
         )
-    for device, backing in _loops_inside(held).items():
+    for device, backing in (_loops_inside(held) if devices_too else {}).items():
         found[-len(found) - 1] = Process(0, device, "root", "loop", backing)
     return list(found.values())
 
