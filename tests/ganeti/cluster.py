@@ -161,7 +161,7 @@ class Node:
         self.run("ip", "link", "set", "lo", "up")
         self.run("ip", "address", "add", f"{self.address}/24", "dev", "eth0")
         self.run("ip", "link", "set", "eth0", "up")
-        # An address that nobody has is known for that after 0.3 s, not 3 s: each call of a dead node waits for it.
+        # That nobody has an address is known after 0.3 s, not 3 s: each of Ganeti's calls of a dead node waits for it.
         self.run("sh", "-c", "echo 100 > /proc/sys/net/ipv4/neigh/eth0/retrans_time_ms")
         self.run("ip", "link", "add", "xen-br0", "type", "bridge")  # where a NIC is unless said otherwise
         self.run("ip", "link", "set", "xen-br0", "up")
@@ -184,6 +184,8 @@ class Node:
         self._unshare.wait(PATIENCE)
         self._unshare.stdout.close()
         self.pid = 0
+        for other in self.cluster.living:  # what they know of it would keep them waiting 10 s
+            other.run("ip", "neigh", "flush", "dev", "eth0")
         for run_dir in run_dirs:  # a machine's cgroups are gone with its power
             for cgroup in sorted(cgroups_of(run_dir), reverse=True):
                 wait_until(lambda cgroup=cgroup: _is_removed(cgroup), f"{cgroup} is empty")

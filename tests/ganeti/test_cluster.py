@@ -325,10 +325,16 @@ def test_rapi(site: Site) -> None:
 @row("`gnt-cluster verify` has nothing to say")
 def test_verify(site: Site) -> None:
     site.running()
-    with site.measured():
-        said = site.gnt("gnt-cluster", "verify", *_NO_SYSRQ, check=False)
+    failure = None
+    try:
+        with site.measured():
+            said = site.gnt("gnt-cluster", "verify", *_NO_SYSRQ)
+    except Failed as failed:
+        failure, said = failed, failed.output
     wrong = [line for line in said.splitlines() if "ERROR" in line or ("WARNING" in line and "procfs" not in line)]
     assert not wrong, "; ".join(line.partition("  - ")[2] for line in wrong)
+    if failure:
+        raise failure
 
 
 @row("A Debian with a web server: add, serve, failover, serve, stop")
