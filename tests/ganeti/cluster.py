@@ -161,9 +161,18 @@ class Node:
         self.run("ip", "link", "set", "lo", "up")
         self.run("ip", "address", "add", f"{self.address}/24", "dev", "eth0")
         self.run("ip", "link", "set", "eth0", "up")
+        # That nobody has an address is known after 0.3 s, not 3 s: each of Ganeti's calls of a dead node waits for it.
+        self.run("sh", "-c", "echo 100 > /proc/sys/net/ipv4/neigh/eth0/retrans_time_ms")
         self.run("ip", "link", "add", "xen-br0", "type", "bridge")  # where a NIC is unless said otherwise
         self.run("ip", "link", "set", "xen-br0", "up")
         self.run("/usr/sbin/sshd")
+        for other in self.cluster.others(self):  # who asked for it while it was off may go on thinking so for a moment
+            wait_until(lambda other=other: other.reaches(self), f"{other} reaches {self}")
+
+    def reaches(self, other: Node) -> bool:
+        """Whether the other's sshd can be reached from here."""
+        connect = f"import socket; socket.create_connection(({other.address!r}, 22), 5)"
+        return not self.run("python3", "-c", connect, check=False)
 
     def power_off(self) -> None:
         """Pull the plug: SIGKILL to its init. What it wrote stays, as a disk would keep it."""
@@ -175,6 +184,8 @@ class Node:
         self._unshare.wait(PATIENCE)
         self._unshare.stdout.close()
         self.pid = 0
+        for other in self.cluster.living:  # what they know of it would keep them waiting 10 s
+            other.run("ip", "neigh", "flush", "dev", "eth0")
         for run_dir in run_dirs:  # a machine's cgroups are gone with its power
             for cgroup in sorted(cgroups_of(run_dir), reverse=True):
                 wait_until(lambda cgroup=cgroup: _is_removed(cgroup), f"{cgroup} is empty")
@@ -312,6 +323,8 @@ class Cluster:
         shutil.copy(ssh / "id_rsa.pub", ssh / "authorized_keys")
         (root / "etc/ganeti").mkdir(parents=True)
         (root / "etc/ganeti/file-storage-paths").write_text(f"{SHARED}\n/srv/ganeti/file-storage\n")
+        (root / "var/lib/ganeti/rapi").mkdir(parents=True)
+        (root / "var/lib/ganeti/rapi/users").write_text("tests secret read\n")
         (root / "etc/hosts").write_text(self._hosts())
         (root / "etc/resolv.conf").write_text("")
         for directory in ("shared-file-storage", "file-storage"):
