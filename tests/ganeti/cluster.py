@@ -83,7 +83,9 @@ class Ground:
         assert self._holder.stdout is not None
         assert self._holder.stdout.readline() == "here\n"
         self.pid = _only_child(self._holder.pid)
-        self.namespaces = _namespaces(self.pid)
+        #: Descriptors of all pid namespaces that there were: as long as they are open, no other gets their number.
+        self.pid_namespaces: list[int] = []
+        self.note_namespace(self.pid)
         self.run("mount", "-t", "tmpfs", "-o", "size=80%,mode=755", "ground", str(scratch))
         self.run("ip", "link", "add", "switch", "type", "bridge")
         self.run("ip", "link", "set", "switch", "up")
@@ -93,6 +95,9 @@ class Ground:
     def files(self) -> Path:
         """The scratch directory as it is inside, reached from outside."""
         return Path(f"/proc/{self.pid}/root{self.scratch}")
+
+    def note_namespace(self, pid: int) -> None:
+        self.pid_namespaces.append(os.open(f"/proc/{pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC))
 
     def inside(self, *argv: str) -> list[str]:
         """The command that runs ``argv`` inside."""
@@ -124,7 +129,6 @@ class Node:
         self.address = f"{NETWORK}.{10 + number}"
         self.pid = 0  # of its init, as seen from outside; 0: it is off
         self._unshare: subprocess.Popen[str] | None = None
-        self.namespaces: set[str] = set()  # all that it has ever had
         self.run_dirs: set[str] = set()  # and chrootfw's run directories, as kernelview.identity names them
 
     def __repr__(self) -> str:
@@ -156,7 +160,7 @@ class Node:
         said = self._unshare.stdout.readline()
         assert said == "up\n", f"{self} does not come up: {said}{self._unshare.stdout.read()}"
         self.pid = _only_child(_only_child(self._unshare.pid))  # nsenter, unshare, init
-        self.namespaces |= _namespaces(self.pid)
+        ground.note_namespace(self.pid)
         ground.plug_in(self.pid, f"port{self.number}")
         self.run("ip", "link", "set", "lo", "up")
         self.run("ip", "address", "add", f"{self.address}/24", "dev", "eth0")
@@ -398,10 +402,6 @@ def _only_child(pid: int) -> int:
     )
     assert len(children) == 1, f"process {pid} has the children {children}"
     return int(children[0])
-
-
-def _namespaces(pid: int) -> set[str]:
-    return {os.readlink(f"/proc/{pid}/ns/{kind}") for kind in ("mnt", "uts", "ipc", "net", "pid")}
 
 
 def _is_removed(cgroup: Path) -> bool:

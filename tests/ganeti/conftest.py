@@ -39,6 +39,7 @@ _timings = pytest.StashKey[list[tuple[str, float]]]()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "row(title): a row of the table 'what works with each'")
+    config.addinivalue_line("markers", "version(number): only with this version of Ganeti")
     config.stash[_results] = {}
     config.stash[_figures] = []
     config.stash[_timings] = []
@@ -52,7 +53,7 @@ class Machine:
 
     def __init__(self, scratch: Path) -> None:
         self.scratch = scratch
-        self.namespaces: set[str] = set()
+        self.pid_namespaces: list[int] = []  # open descriptors, so that their numbers stay theirs
         self.cards = set(os.listdir("/sys/class/net"))
         self.mounts = set(kernelview.mount_table())
         self.loops = set(kernelview.loop_devices().items())
@@ -60,7 +61,8 @@ class Machine:
 
     def left(self) -> list[str]:
         """What is there of the cluster, a line each."""
-        found = [f"network card {card}" for card in set(os.listdir("/sys/class/net")) - self.cards]
+        cards = set(os.listdir("/sys/class/net")) - self.cards
+        found = [f"network card {card}" for card in cards if card.startswith(("port", "switch", "eth", "xen-br"))]
         found += [
             f"{mount}"
             for number, mount in kernelview.mount_table().items()
@@ -70,13 +72,13 @@ class Machine:
         found += [f"{loop} over {file}" for loop, file in loops if _is_ours(file)]
         found += [f"cgroup {path}" for run_dir in self.run_dirs for path in kernelview.cgroups_of(run_dir)]
         found += [str(path) for path in self.scratch.iterdir()]
+        spaces = {os.fstat(descriptor).st_ino for descriptor in self.pid_namespaces}
         for pid in filter(str.isdigit, os.listdir("/proc")):
             try:
-                spaces = {os.readlink(f"/proc/{pid}/ns/{kind}") for kind in ("mnt", "uts", "ipc", "net", "pid")}
-                name = Path(f"/proc/{pid}/comm").read_text().strip()
+                if os.stat(f"/proc/{pid}/ns/pid").st_ino in spaces:
+                    found.append(f"process {pid} ({Path(f'/proc/{pid}/comm').read_text().strip()})")
             except OSError:
                 continue
-            found += [f"process {pid} ({name}) in {space}" for space in spaces & self.namespaces]
         return found
 
 
@@ -91,7 +93,10 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     node_system.install_tools()
     machine = Machine(tmp_path_factory.mktemp("cluster"))
     yield machine
-    assert not machine.left(), "the tests left something:\n  " + "\n  ".join(machine.left())
+    left = machine.left()
+    for descriptor in machine.pid_namespaces:
+        os.close(descriptor)
+    assert not left, "the tests left something:\n  " + "\n  ".join(left)
 
 
 class Clusters:
@@ -120,7 +125,6 @@ class Clusters:
         with self._timed("the nodes' system made, or found in the cache"):
             node_system.layers(version)
         self.cluster = cluster = Cluster(self.machine.scratch, version)
-        self.machine.namespaces |= cluster.ground.namespaces
         with self._timed(f"{version}: three nodes booted"):
             cluster.boot()
         with self._timed(f"{version}: made a cluster"):
@@ -139,11 +143,14 @@ class Clusters:
         if self.cluster is not None:
             for node in self.cluster.nodes:
                 node.power_off()
-                self.machine.namespaces |= node.namespaces
                 self.machine.run_dirs |= node.run_dirs
+            self.machine.pid_namespaces += self.cluster.ground.pid_namespaces
             self.cluster.close()
             self.cluster = None
-            kernelview.wait_until(lambda: not self.machine.left(), "nothing of the cluster is left", seconds=30)
+            try:  # the kernel takes a namespace's cards and loop devices a moment later
+                kernelview.wait_until(lambda: not self.machine.left(), "nothing of the cluster is left", seconds=30)
+            except TimeoutError:
+                assert not self.machine.left(), "the cluster left something:\n  " + "\n  ".join(self.machine.left())
 
 
 @pytest.fixture(scope="session")
@@ -166,7 +173,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     mark = metafunc.definition.get_closest_marker("row")
     kinds = mark.kwargs.get("kinds") if mark else (hypervisors.CHROOTFW,)
     kinds = kinds or (hypervisors.STOCK, hypervisors.CHROOTFW)
-    sites = [(version, kind) for version in VERSIONS for kind in _ORDER if kind in kinds]
+    only = metafunc.definition.get_closest_marker("version")
+    versions = only.args if only else VERSIONS
+    sites = [(version, kind) for version in versions for kind in _ORDER if kind in kinds]
     metafunc.parametrize("site", sites, indirect=True, scope="session", ids=lambda site: f"{site[0]}-{_IDS[site[1]]}")
 
 

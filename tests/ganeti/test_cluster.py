@@ -457,6 +457,7 @@ def test_nothing_can_leave(site: Site) -> None:
         assert json.loads(node.run("ip", "-json", "route", "show", "default")) == []
 
 
+@pytest.mark.version("3.0.2")
 def test_the_page(site: Site) -> None:
     """The blocks of docs/scale-out.md, in order, on a cluster from which chrootfw was removed before."""
     _bring_archive(site)

@@ -10,8 +10,11 @@ import pytest
 from chroots import TIMEOUT, Chroot, Site
 
 
+@pytest.mark.version("3.1")
 def test_figures(site: Site, request: pytest.FixtureRequest, figure: Callable[[str], None]) -> None:
-    site.all_on()
+    for node in site.nodes:  # it was removed at last
+        node.run("chrootfw", "ganeti", "install")
+        node.restart_noded()
     whole = request.config.getoption("--whole")
     jobs, count = (200, 30) if whole else (20, 3)
     version = site.cluster.version
