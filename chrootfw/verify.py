@@ -89,7 +89,7 @@ def _cgroup() -> Iterator[Check]:
         return
     yield Check("cgroup", "ok", f"cgroup v2 at {top} can be written: own processes are tracked by cgroup")
     try:
-        with open(f"{top}/cgroup.controllers", encoding="ascii") as file:
+        with open(f"{top}/cgroup.controllers", encoding="utf-8") as file:
             controllers = file.read().split()
     except OSError:
         controllers = []
