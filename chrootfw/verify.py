@@ -159,7 +159,7 @@ def _space(run_dir: str) -> Iterator[Check]:
 def _plugins(registry: Registry) -> Iterator[Check]:
     for failure in registry.failures:
         yield Check("plugin", "error", failure.brief, failure.hint)
-    third = [record for record in registry.records.values() if record.band not in ("default", "first-party")]
+    third = [record for record in registry.records.values() if not record.ours]
     names = ", ".join(record.describe().removeprefix("plugin ") for record in third)
     yield Check(
         "plugins", "ok", f"{len(registry.records)} loaded" + (f", besides the defaults: {names}" if names else "")
