@@ -58,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FAILED
     except KeyboardInterrupt:
         return 130
+    except ImportError as error:  # a verb's own modules: a disk that fails, or an installation that is being replaced
+        print(f"chrootfw: a part of chrootfw could not be loaded: {error}; install it anew", file=sys.stderr)
+        return EXEC_FAILED if inside else FAILED  # in plain words also for --json: what is missing may be json
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
         notes = getattr(error, "__notes__", ())  # what an undo could not do, for one

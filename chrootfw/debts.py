@@ -15,41 +15,36 @@ from chrootfw.model import Stage, Step
 
 T = TypeVar("T")
 
-#: How a step is applied, and how it is undone by its record: ``Step``'s own methods, or what the test kit does instead.
-Applies = Callable[[Step], Mapping[str, Any] | None]
-Undoes = Callable[[Step, Mapping[str, Any]], None]
+
+def as_data(job: Job, stage: Stage, plugin: str, step: Step) -> tuple[str, dict[str, Any]]:
+    """What a step does, and its fields, for a plan or a record. Raises ``PluginError``."""
+
+    def ask() -> tuple[str, dict[str, Any]]:
+        does, arguments = step.describe(), step.arguments()
+        json.dumps(arguments)
+        return does, arguments
+
+    who = job.stages.registry.record(plugin)
+    try:
+        return _within(job, plugin, step, ask)
+    except (Exception, SystemExit) as error:
+        raise PluginError(
+            f"{who.describe()}: {stage} for {job.name}: the step {type(step).__name__} is not plain data: {_text(error)}",
+            where(error),
+            "describe() returns a line, and the fields are JSON values",
+            plugin=plugin,
+        ) from error
 
 
-def by_itself(step: Step) -> Mapping[str, Any] | None:
-    """The step's own ``apply``."""
-    return step.apply()
-
-
-def undo_by_itself(step: Step, record: Mapping[str, Any]) -> None:
-    """The step's own ``undo``."""
-    step.undo(record)
-
-
-def apply(
-    job: Job, stage: Stage, plugin: str, step: Step, carry_out: Applies = by_itself, *, place: str = ""
-) -> Mapping[str, Any]:
+def apply(job: Job, stage: Stage, plugin: str, step: Step, *, place: str = "") -> Mapping[str, Any]:
     """Check, record, apply, record the facts, which are returned. Raises ``StepError`` with blame.
 
     ``place``: where the mount goes whose source it is, ``AT:TARGET``.
     """
     who = job.stages.registry.record(plugin)
+    does, arguments = as_data(job, stage, plugin, step)
     try:
-        does, arguments = step.describe(), step.arguments()
-        json.dumps(arguments)
-    except (Exception, SystemExit) as error:
-        raise PluginError(
-            f"{who.describe()}: {stage} for {job.name}: the step {type(step).__name__} is not plain data: {_text(error)}",
-            where(error),
-            hint="describe() returns a line, and the fields are JSON values",
-            plugin=plugin,
-        ) from error
-    try:
-        _within(job, plugin, step, step.check)
+        _within(job, plugin, step, partial(job.check_step, step))
     except ChrootfwError:
         raise
     except (Exception, SystemExit) as error:
@@ -71,7 +66,7 @@ def apply(
     job.save(steps=[*job.intent["steps"], record])
     with job.step(stage, does, plugin):
         try:
-            facts = _within(job, plugin, step, partial(carry_out, step)) or {}
+            facts = _within(job, plugin, step, partial(job.apply_step, step)) or {}
             json.dumps(facts)
             record["facts"] = dict(facts)
             job.save()
@@ -93,9 +88,7 @@ def apply(
     return record["facts"]  # type: ignore[no-any-return]  # just made a dict of it
 
 
-def pay(
-    job: Job, stages: tuple[Stage, ...], take_back: Undoes = undo_by_itself, *, parts_only: bool = False
-) -> list[str]:
+def pay(job: Job, stages: tuple[Stage, ...], *, parts_only: bool = False) -> list[str]:
     """Undo the recorded steps of ``stages``, the last first. What cannot be undone stays recorded; a line for each.
 
     ``parts_only``: of the steps that make sources, those of mounts in the root, which a reboot makes afresh.
@@ -116,7 +109,7 @@ def pay(
         try:
             step = restore(record)
             with job.step(record["stage"], undo_does(record), record["plugin"]):
-                _within(job, record["plugin"], step, partial(take_back, step, record))
+                _within(job, record["plugin"], step, partial(job.undo_step, step, record))
         except (Exception, SystemExit) as error:  # whatever a plugin may raise: the others are paid all the same
             failures.append(f"{record['kind']} {record['arguments']} of plugin {who}: {_text(error)}")
             continue
@@ -127,8 +120,7 @@ def pay(
 
 def _within(job: Job, plugin: str, step: Step, call: Callable[[], T]) -> T:
     """A call of a step's, with its deadline unless it is chrootfw's own. Raises ``Overdue``."""
-    own = job.stages.registry.record(plugin).band in ("default", "first-party")
-    return call() if own else within(step.deadline, call)
+    return call() if job.stages.registry.record(plugin).ours else within(step.deadline, call)
 
 
 def undo_does(record: Mapping[str, Any]) -> str:

@@ -34,20 +34,25 @@ def within(seconds: float, call: Callable[[], T]) -> T:
     """
     results: list[T] = []
     errors: list[BaseException] = []
+    ending = threading.Lock()  # who holds it knows that the thread is there: its number may be another's afterwards
+    ended: list[bool] = []
 
     def run() -> None:
         try:
             results.append(call())
         except BaseException as error:  # all of it is the caller's
             errors.append(error)
+        with ending:
+            ended.append(True)
 
     thread = threading.Thread(target=contextvars.copy_context().run, args=(run,), daemon=True, name="chrootfw-hook")
     thread.start()
     try:
         thread.join(seconds)
     finally:
-        if thread.is_alive() and thread.ident is not None:
-            _end_loop(thread.ident)
+        with ending:
+            if not ended and thread.ident is not None:
+                _end_loop(thread.ident)
     if errors:
         raise errors.pop()  # kept, it would be a cycle with its traceback
     if not results:

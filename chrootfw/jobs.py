@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ import attrs
 from chrootfw import intents
 from chrootfw.interrupts import Interrupts
 from chrootfw.inventory import Survey
-from chrootfw.model import DISK_TIMEOUT, Event, Instance, Stage
+from chrootfw.model import DISK_TIMEOUT, Event, Instance, Stage, Step
 from chrootfw.stages import Stages
 
 log = logging.getLogger("chrootfw")
@@ -57,6 +57,18 @@ class Job:
         if self.intent is not None:
             self.intent.update(changes)
             intents.save(self.run_dir, self.name, self.intent)
+
+    def check_step(self, step: Step) -> None:
+        """Ask whether it can be done. The test kit's job asks and does nothing of all this; it writes it down."""
+        step.check()
+
+    def apply_step(self, step: Step) -> Mapping[str, Any] | None:
+        """Do what a plugin wants done."""
+        return step.apply()
+
+    def undo_step(self, step: Step, record: Mapping[str, Any]) -> None:
+        """Take it back."""
+        step.undo(record)
 
     def note(self, **changes: Any) -> None:
         """As ``save`` in what stops an instance: a full run directory is told, and stops nobody from stopping."""

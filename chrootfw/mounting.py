@@ -221,13 +221,11 @@ def _detach(job: Job, plugin: str, point: MountPoint) -> trees.Detached:
         return trees.detach(point, source, options_of(job, point), seconds=job.disk_timeout)
 
 
-def source_of(job: Job, plugin: str, point: MountPoint, carry_out: debts.Applies = debts.by_itself) -> str:
+def source_of(job: Job, plugin: str, point: MountPoint) -> str:
     """The source of a mount; a step that makes it is applied. Raises ``StepError``, ``PluginError``."""
     if not isinstance(point.source, Step):
         return point.source
-    facts: Mapping[str, Any] = debts.apply(
-        job, "mount", plugin, point.source, carry_out, place=f"{point.at}:{point.target}"
-    )
+    facts: Mapping[str, Any] = debts.apply(job, "mount", plugin, point.source, place=f"{point.at}:{point.target}")
     made = facts.get("source")
     if not isinstance(made, str) or not made:
         raise StepError(

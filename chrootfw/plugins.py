@@ -49,6 +49,11 @@ class PluginRecord:
     version: str = ""
     hooks: tuple[str, ...] = ()
 
+    @property
+    def ours(self) -> bool:
+        """Whether it comes with chrootfw."""
+        return self.band in ("default", "first-party")
+
     def describe(self) -> str:
         """``plugin snapshots (chrootfw-snapshots 1.2)``."""
         origin = " ".join(filter(None, (self.distribution, self.version)))

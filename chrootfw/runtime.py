@@ -23,7 +23,7 @@ from chrootfw.errors import (
 from chrootfw.hook_calls import HOOK_TIMEOUT
 from chrootfw.interrupts import Interrupts
 from chrootfw.jobs import Job, log
-from chrootfw.model import FIELDS, Command, Event, Instance, Parameter, Plan, PlannedStep, Stage, Step
+from chrootfw.model import FIELDS, Event, Instance, Parameter, Plan, PlannedStep, Stage
 from chrootfw.pipes import Pipes, communicate
 from chrootfw.planning import paths, transitions
 from chrootfw.plugins import PluginRecord, Registry
@@ -258,16 +258,7 @@ class Runtime:
     def who_answers(self, instance: Instance | str) -> builtins.list[tuple[str, str, str]]:
         """``(stage, hook, plugin)``: who would answer each stage of an instance; touches nothing."""
         job = self._job_as_recorded_or_wanted(instance)
-        registry = job.stages.registry
-        rows = [("mount", f"mount {point.target}", plugin) for plugin, point in job.stages.mount(job.instance)]
-        hook = registry.manager.hook.chrootfw_pre_start
-        rows += [("pre-start", "pre_start", i.plugin_name) for i in reversed(hook.get_hookimpls())]
-        for action in ("start", "stop"):
-            rows.append((f"init-{action}", "init_script", job.stages.init_script(job.instance, action)[0]))
-        rows.append(("enter", "enter", job.stages.enter(job.instance, Command(("/bin/sh",)))[0]))
-        rows.append(("kill", "kill_strategy", job.stages.kill_strategy(job.instance, (), force=False, timeout=None)[0]))
-        rows.append(("unmount", "unmount_ordering", job.stages.unmount_ordering(job.instance, ())[0]))
-        return rows
+        return job.stages.who_answers(job.instance)
 
     def _job_as_recorded_or_wanted(self, instance: Instance | str) -> Job:
         if isinstance(instance, str):
@@ -561,30 +552,7 @@ class Runtime:
         registry = self._registry.for_instance(wanted.plugins)
         job = self._job(self._resolve(wanted, registry, text), registry)
         job.intent = self._intent(job.name)
-        state = job.survey().state(job.name, job.intent)
-        transitions.check("start", job.name, state)
-        answers = starting.ask(job)
-        mounted = state == InstanceState.MOUNTED
-        first = f"keep what is mounted on {job.root}, unmount what is in it" if mounted else f"make {job.root}"
-        steps: builtins.list[tuple[Stage, str, str]] = [("mount", first, "")]
-        for plugin, point in answers.points:
-            if mounted and (point.target == "/" or point.at != "root"):
-                continue
-            if isinstance(point.source, Step):
-                steps.append(("mount", point.source.describe(), plugin))
-            steps.append(("mount", f"mount {point.describe()}", plugin))
-        if not mounted:
-            steps.append(("mount", f"attach the tree on {job.root} in one step", ""))
-        for plugin, answer in job.stages.pre_start(job.instance, None, answers.script):
-            does = answer.describe() if isinstance(answer, Step) else f"problem: {answer.brief}"
-            steps.append(("pre-start", does, plugin))
-        names = [i.plugin_name for i in registry.manager.hook.chrootfw_pre_start.get_hookimpls()]
-        steps += [("pre-start", "will be checked", name) for name in reversed(names)]
-        if isinstance(answers.script, Command):
-            command = answers.script
-            does = f"{starting.script_does(command)}, by {answers.entry.method}"
-            steps.append(("init-start", does, answers.script_plugin))
-        return steps
+        return builtins.list(starting.plan_steps(job, state=job.survey().state(job.name, job.intent)))
 
     def _plan_stop(self, instance: Instance | str) -> builtins.list[tuple[Stage, str, str]]:
         name = _name(instance)

@@ -52,9 +52,13 @@ def write(name: str, directory: str | None = None) -> tuple[str, list[str]]:
     try:
         _put(target, files)
     except OSError as error:
+        stays = getattr(error, "__notes__", ())
         raise ChrootfwError(
             f"cannot write the plugin into {target}: {error.strerror}",
-            hint="nothing was written; name another directory with --directory",
+            stays,
+            "name another directory with --directory"
+            if stays
+            else "nothing was written; name another directory with --directory",
         ) from error
     return target, sorted(files)
 
@@ -113,10 +117,10 @@ def _put(target: str, files: dict[str, str]) -> None:
             os.rename(os.path.join(temporary, entry), os.path.join(target, entry))
             moved.append(os.path.join(target, entry))
         os.rmdir(temporary)
-    except BaseException:
-        for path in (temporary, *moved):
-            if os.path.isdir(path):
-                shutil.rmtree(path, ignore_errors=True)
-            elif os.path.lexists(path):
-                os.unlink(path)
+    except BaseException as error:
+        for path in filter(os.path.lexists, (temporary, *moved)):
+            try:
+                shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
+            except OSError as second:
+                error.add_note(f"{path} stays: {second.strerror}")
         raise

@@ -116,11 +116,15 @@ class Stages:
         arguments = {"instance": instance, "root": root, "command": command}
         return self._contributed("chrootfw_pre_start", arguments, (Problem, Step), instance)
 
+    def who_checks(self) -> list[str]:
+        """The plugins that are asked before a start, in order."""
+        return [plugin for plugin, _ in self._calls("chrootfw_pre_start", {})]
+
     def _contributed(
         self, hook: str, arguments: Mapping[str, Any], types: type | tuple[type, ...], instance: Instance | None
     ) -> list[tuple[str, Any]]:
         answers: list[tuple[str, Any]] = []
-        for plugin, call in self._implementations(hook, arguments):
+        for plugin, call in self._calls(hook, arguments):
             answer = self._call(plugin, hook, instance, call)
             if answer is None:
                 continue
@@ -198,7 +202,7 @@ class Stages:
         while True:
             plugin, answer = "", None
             try:
-                for plugin, call in self._implementations(hook, arguments):
+                for plugin, call in self._calls(hook, arguments):
                     if plugin in guilty:
                         continue
                     answer = self._call(plugin, hook, instance, call)
@@ -209,7 +213,7 @@ class Stages:
                 plugin, answer = self._wrapped(hook, arguments, plugin, answer, instance, check, guilty)
                 if answer is None:
                     raise PluginError(
-                        f"no plugin answered {hook} for {instance.name}; expected {EXPECTED.get(hook, _EXPECTED_OF_CHECK)}",
+                        f"no plugin answered {hook} for {instance.name}; expected {_expected(hook)}",
                         hint="the defaults answer it; are they disabled?",
                         hook=hook,
                     )
@@ -241,12 +245,11 @@ class Stages:
 
         Each gets a copy and is checked alone, so that its mistake is never blamed on who answered.
         """
-        for wrapper in getattr(self.registry.manager.hook, hook).get_hookimpls():
-            if not wrapper.wrapper or wrapper.plugin_name in guilty or wrapper.plugin_name in self._overdue:
+        for name, wrap in reversed(self._calls(hook, arguments, wrappers=True)):
+            if name in guilty:
                 continue
-            name = wrapper.plugin_name
             given = list(answer) if isinstance(answer, list) else answer
-            replaced = self._call(name, hook, instance, partial(_through, wrapper, arguments, given))
+            replaced = self._call(name, hook, instance, partial(_through, wrap, given))
             if replaced is given and replaced == answer:
                 continue
             if replaced is None:
@@ -256,6 +259,17 @@ class Stages:
             self._checked(name, hook, instance, replaced, check)
             plugin, answer = name, replaced
         return plugin, answer
+
+    def who_answers(self, instance: Instance) -> list[tuple[str, str, str]]:
+        """``(stage, hook, plugin)``: who would answer each stage of an instance."""
+        rows = [("mount", f"mount {point.target}", plugin) for plugin, point in self.mount(instance)]
+        rows += [("pre-start", "pre_start", plugin) for plugin in self.who_checks()]
+        for action in ("start", "stop"):
+            rows.append((f"init-{action}", "init_script", self.init_script(instance, action)[0]))
+        rows.append(("enter", "enter", self.enter(instance, Command(("/bin/sh",)))[0]))
+        rows.append(("kill", "kill_strategy", self.kill_strategy(instance, (), force=False, timeout=None)[0]))
+        rows.append(("unmount", "unmount_ordering", self.unmount_ordering(instance, ())[0]))
+        return rows
 
     # -- surround, observe --------------------------------------------------------------------------
 
@@ -269,7 +283,7 @@ class Stages:
         results: list[T] = []
         failure: BaseException | None = None
         try:
-            for plugin, wrap in self._wrappers(hook, {"instance": instance, "stage": stage}):
+            for plugin, wrap in self._calls(hook, {"instance": instance, "stage": stage}, wrappers=True):
                 generator = wrap()
                 try:
                     self._call(plugin, hook, instance, partial(_enter, generator))
@@ -301,7 +315,7 @@ class Stages:
 
     def event(self, event: Event) -> None:
         """Tell every observer; what one raises is logged with blame."""
-        for plugin, call in self._implementations("chrootfw_event", {"event": event}):
+        for plugin, call in self._calls("chrootfw_event", {"event": event}):
             try:
                 self._call(plugin, "chrootfw_event", None, call)
             except PluginError as error:  # an observer cannot break the run
@@ -315,8 +329,10 @@ class Stages:
 
     # -- calling ------------------------------------------------------------------------------------
 
-    def _implementations(self, hook: str, arguments: Mapping[str, Any]) -> list[tuple[str, Callable[[], Any]]]:
-        """``(plugin name, call)`` in the order of asking, wrappers left out.
+    def _calls(
+        self, hook: str, arguments: Mapping[str, Any], *, wrappers: bool = False
+    ) -> list[tuple[str, Callable[[], Any]]]:
+        """``(plugin name, call)`` in the order of asking, of the implementations, or of the wrappers: the outermost first.
 
         pluggy itself does not say who answered, and stops at the first exception; hence one by one.
         """
@@ -324,24 +340,12 @@ class Stages:
         return [
             (i.plugin_name, partial(_called, i, arguments))
             for i in found
-            if not i.wrapper and i.plugin_name not in self._overdue
-        ]
-
-    def _wrappers(
-        self, hook: str, arguments: Mapping[str, Any]
-    ) -> list[tuple[str, Callable[[], Generator[None, Any, Any]]]]:
-        """``(plugin name, call)`` of the wrappers, the outermost first."""
-        found = reversed(getattr(self.registry.manager.hook, hook).get_hookimpls())
-        return [
-            (i.plugin_name, partial(_called, i, arguments))
-            for i in found
-            if i.wrapper and i.plugin_name not in self._overdue
+            if i.wrapper == wrappers and i.plugin_name not in self._overdue
         ]
 
     def _call(self, plugin: str, hook: str, instance: Instance | None, call: Callable[[], Any]) -> Any:
-        own = self.registry.record(plugin).band in ("default", "first-party")
         try:
-            answer = call() if own else within(self.hook_timeout, call)
+            answer = call() if self.registry.record(plugin).ours else within(self.hook_timeout, call)
         except Interrupted:
             raise
         except Overdue as error:
@@ -350,7 +354,7 @@ class Stages:
                 plugin,
                 hook,
                 instance,
-                f"{error}, and is not asked again; expected {EXPECTED.get(hook, _EXPECTED_OF_CHECK)}",
+                f"{error}, and is not asked again; expected {_expected(hook)}",
             ) from None
         except (Exception, SystemExit) as error:
             raise self._raised(plugin, hook, instance, error) from error
@@ -360,7 +364,7 @@ class Stages:
                 plugin,
                 hook,
                 instance,
-                f"answered with a coroutine; hooks are plain functions; expected {EXPECTED.get(hook, _EXPECTED_OF_CHECK)}",
+                f"answered with a coroutine; hooks are plain functions; expected {_expected(hook)}",
             )
         return answer
 
@@ -373,7 +377,7 @@ class Stages:
             plugin,
             hook,
             instance,
-            f"raised {brief.rstrip('.')}; expected {EXPECTED.get(hook, _EXPECTED_OF_CHECK)}",
+            f"raised {brief.rstrip('.')}; expected {_expected(hook)}",
             where(error),
         )
 
@@ -390,15 +394,19 @@ class Stages:
         )
 
 
+def _expected(hook: str) -> str:
+    return EXPECTED.get(hook, _EXPECTED_OF_CHECK)
+
+
 def _called(implementation: pluggy.HookImpl, arguments: Mapping[str, Any]) -> Any:
     """Call an implementation as pluggy does: with the arguments that it names, those with a default by keyword."""
     named = {name: arguments[name] for name in implementation.kwargnames if name in arguments}
     return implementation.function(*(arguments[name] for name in implementation.argnames), **named)
 
 
-def _through(wrapper: pluggy.HookImpl, arguments: Mapping[str, Any], answer: Any) -> Any:
+def _through(wrap: Callable[[], Generator[None, Any, Any]], answer: Any) -> Any:
     """What one wrapper makes of an answer."""
-    generator = _called(wrapper, arguments)
+    generator = wrap()
     _enter(generator)
     try:
         generator.send(answer)

@@ -21,7 +21,7 @@ from chrootfw.errors import (
     TransitionError,
 )
 from chrootfw.jobs import Job
-from chrootfw.model import Command, Entry, MountPoint, NoCommand, Problem, Step
+from chrootfw.model import Command, Entry, MountPoint, NoCommand, Problem, Stage, Step
 from chrootfw.planning import transitions
 from chrootfw.system import cgroups, deadlines, disks, store
 from chrootfw.system.isolation import Isolation
@@ -233,14 +233,8 @@ def current_cgroup(job: Job) -> tuple[str | None, list[str]]:
 # -- pre-start and init script ----------------------------------------------------------------------
 
 
-def pre_start(
-    job: Job,
-    command: Command | NoCommand,
-    root: Root,
-    look: Callable[[Job], None],
-    carry_out: debts.Applies = debts.by_itself,
-) -> None:
-    """Ask what is in the way of ``command``, and have the steps applied. ``look``: whether the root answers; ``carry_out``: applies a step.
+def pre_start(job: Job, command: Command | NoCommand, root: Root, look: Callable[[Job], None]) -> None:
+    """Ask what is in the way of ``command``, and have the steps applied. ``look``: whether the root answers.
 
     Raises ``PreStartError``, ``StepError``, ``PluginError``.
     """
@@ -260,7 +254,7 @@ def pre_start(
     for plugin, answer in answers:
         if isinstance(answer, Step):
             job.interrupts.check()
-            debts.apply(job, "pre-start", plugin, answer, carry_out)
+            debts.apply(job, "pre-start", plugin, answer)
 
 
 def check_root_answers(job: Job) -> None:
@@ -436,3 +430,29 @@ def pay_old_debts(job: Job) -> None:
     if failures:
         raise debts.unpaid(job.name, failures)
     remove_cgroups(job)
+
+
+def plan_steps(job: Job, *, state: InstanceState) -> Sequence[tuple[Stage, str, str]]:
+    """What a start would do now: ``(stage, does, plugin)``. Raises as ``ask``, and ``TransitionError``."""
+    transitions.check("start", job.name, state)
+    answers = ask(job)
+    mounted = state == InstanceState.MOUNTED
+    first = f"keep what is mounted on {job.root}, unmount what is in it" if mounted else f"make {job.root}"
+    steps: list[tuple[Stage, str, str]] = [("mount", first, "")]
+    for plugin, point in answers.points:
+        if mounted and (point.target == "/" or point.at != "root"):
+            continue
+        if isinstance(point.source, Step):
+            steps.append(("mount", debts.as_data(job, "mount", plugin, point.source)[0], plugin))
+        steps.append(("mount", mounting.mount_does(point), plugin))
+    if not mounted:
+        steps.append(("mount", f"attach the tree on {job.root} in one step", ""))
+    for plugin, answer in job.stages.pre_start(job.instance, None, answers.script):
+        if isinstance(answer, Step):
+            steps.append(("pre-start", debts.as_data(job, "pre-start", plugin, answer)[0], plugin))
+        else:
+            steps.append(("pre-start", f"problem: {answer.brief}", plugin))
+    steps += [("pre-start", "will be checked", plugin) for plugin in job.stages.who_checks()]
+    if isinstance(answers.script, Command):
+        steps.append(("init-start", f"{script_does(answers.script)}, by {answers.entry.method}", answers.script_plugin))
+    return steps

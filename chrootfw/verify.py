@@ -89,7 +89,7 @@ def _cgroup() -> Iterator[Check]:
         return
     yield Check("cgroup", "ok", f"cgroup v2 at {top} can be written: own processes are tracked by cgroup")
     try:
-        with open(f"{top}/cgroup.controllers", encoding="ascii") as file:
+        with open(f"{top}/cgroup.controllers", encoding="utf-8") as file:
             controllers = file.read().split()
     except OSError:
         controllers = []
@@ -159,7 +159,7 @@ def _space(run_dir: str) -> Iterator[Check]:
 def _plugins(registry: Registry) -> Iterator[Check]:
     for failure in registry.failures:
         yield Check("plugin", "error", failure.brief, failure.hint)
-    third = [record for record in registry.records.values() if record.band not in ("default", "first-party")]
+    third = [record for record in registry.records.values() if not record.ours]
     names = ", ".join(record.describe().removeprefix("plugin ") for record in third)
     yield Check(
         "plugins", "ok", f"{len(registry.records)} loaded" + (f", besides the defaults: {names}" if names else "")

@@ -129,7 +129,7 @@ def check_answers(path: str, *, seconds: float) -> None:
 
 def _wchan(pid: int) -> str:
     try:
-        with open(f"/proc/{pid}/wchan", encoding="ascii") as file:
+        with open(f"/proc/{pid}/wchan", encoding="utf-8") as file:
             return file.read().strip("0\n")
     except OSError:
         return ""

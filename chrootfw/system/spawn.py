@@ -300,7 +300,7 @@ class _Plan:
 def _keeps_groups() -> bool:
     """Whether this is a user namespace whose processes cannot change their groups (user_namespaces(7)): then root's stay as they are."""
     try:
-        with open("/proc/self/setgroups", encoding="ascii") as file:
+        with open("/proc/self/setgroups", encoding="utf-8") as file:
             return file.read().strip() == "deny"
     except OSError:
         return False

@@ -224,7 +224,7 @@ def instances(run_dir: str) -> Iterator[str]:
 
 def boot_id() -> str:
     """This boot's id (random(4)): an intent from another boot describes nothing that is still mounted."""
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+    with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
         return file.read().strip()
 
 

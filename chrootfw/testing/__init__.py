@@ -10,11 +10,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from chrootfw.testing.conformance import Conformance, check
     from chrootfw.testing.real import RealChroot
-    from chrootfw.testing.recording import Alive, Record, Recorded, RecordingRuntime, Sent
+    from chrootfw.testing.recording import RecordingRuntime
+    from chrootfw.testing.records import Alive, Record, Recorded, Sent
 
 _HOMES = {
-    "Alive": "recording", "Conformance": "conformance", "RealChroot": "real", "Record": "recording",
-    "Recorded": "recording", "RecordingRuntime": "recording", "Sent": "recording", "check": "conformance",
+    "Alive": "records", "Conformance": "conformance", "RealChroot": "real", "Record": "records",
+    "Recorded": "records", "RecordingRuntime": "recording", "Sent": "records", "check": "conformance",
 }  # fmt: skip
 
 __all__ = ["Alive", "Conformance", "RealChroot", "Record", "Recorded", "RecordingRuntime", "Sent", "check"]

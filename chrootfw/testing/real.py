@@ -229,7 +229,7 @@ def _run_dir(directory: str) -> str:
 
 
 def _is_initial_user_namespace() -> bool:
-    with open("/proc/self/uid_map", encoding="ascii") as file:
+    with open("/proc/self/uid_map", encoding="utf-8") as file:
         return file.read().split() == ["0", "0", "4294967295"]
 
 

@@ -65,3 +65,11 @@ def test_a_directory_of_ours_must_be_absolute(tmp_path: Path) -> None:
     done = chrootfw(tmp_path, "list", shell='CHROOTFW_RUN_DIR=relative "$@"')
     assert done.returncode == 2
     assert "relative" in done.stderr
+
+
+@pytest.mark.parametrize("module", ["json", "chrootfw.display", "chrootfw.inventory"])
+def test_a_module_that_cannot_be_loaded_is_no_traceback(tmp_path: Path, module: str) -> None:
+    (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules[{module!r}] = None\n")
+    done = chrootfw(tmp_path, "list", "--json", shell=f'PYTHONPATH={tmp_path}:$PYTHONPATH "$@"')
+    assert done.returncode == 1
+    assert done.stderr.startswith("chrootfw: a part of chrootfw could not be loaded: ")

@@ -45,8 +45,13 @@ FLOORS = (
     (
         "testing",
         "testing.root_tree",
+        "testing.records",
+        "testing.recorded_life",
         "testing.recording",
         "testing.real",
+        "testing.random_cases",
+        "testing.comparing",
+        "testing.examination",
         "testing.conformance",
         "testing.fixtures",
     ),
@@ -112,6 +117,16 @@ def test_planning_cannot_touch_the_system() -> None:
             if isinstance(node, ast.Import | ast.ImportFrom)
         }
         assert not modules & {"os", "psutil", "pluggy", "subprocess", "pathlib", "shutil"}, file.name
+
+
+def test_no_codec_is_loaded_late() -> None:
+    """The interpreter has loaded UTF-8 at its start. Any other is imported by the first open(), and that can fail."""
+    for room in rooms():
+        path = PACKAGE / Path(*room.split("."))
+        file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.keyword) and node.arg == "encoding" and isinstance(node.value, ast.Constant):
+                assert node.value.value == "utf-8", f"{file}:{node.lineno}"
 
 
 @pytest.mark.parametrize(

@@ -158,3 +158,17 @@ def test_a_failure_half_way_leaves_nothing(
     assert list(tmp_path.rglob("*")) == ([target] if exists else [])
     scaffold.write("quit-first", str(target))
     assert tree(target) == FILES
+
+
+def test_what_a_failure_leaves_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_arguments: object, **_how: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(scaffold, "open", full, raising=False)
+    monkeypatch.setattr(scaffold.shutil, "rmtree", full)
+    with pytest.raises(chrootfw.ChrootfwError, match="No space left") as caught:
+        scaffold.write("quit-first", str(tmp_path / "project"))
+    assert [detail.rpartition("/")[2] for detail in caught.value.details] == [
+        f".chrootfw-new-{os.getpid()} stays: No space left on device"
+    ]
+    assert "nothing was written" not in caught.value.hint

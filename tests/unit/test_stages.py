@@ -9,7 +9,7 @@ from signal import SIGKILL, SIGTERM
 import attrs
 import pytest
 
-from chrootfw import config, hookimpl
+from chrootfw import Runtime, Step, config, hookimpl
 from chrootfw.errors import ChrootfwError, InputError, Interrupted, PlanError, PluginError, StepError
 from chrootfw.model import (
     NO_COMMAND,
@@ -636,3 +636,20 @@ def test_a_parameter_checks_itself(how, words):
     with pytest.raises(InputError) as caught:
         Parameter(**{"name": "size", "type": int, **how})
     assert words in caught.value.brief
+
+
+# Plans.
+
+
+@attrs.frozen
+class Dumb(Step):
+    """It does not say what it does."""
+
+
+@pytest.mark.parametrize("hook", [{"mount": [ROOT, MountPoint("/mnt", Dumb())]}, {"pre_start": [Dumb()]}])
+def test_a_step_that_does_not_say_what_it_does_is_blamed_in_a_plan(tmp_path, hook):
+    runtime = Runtime([plugin("Bad", **hook)], run_dir=tmp_path / "run", config_dir=tmp_path)
+    with pytest.raises(
+        PluginError, match=r"plugin Bad .* for web1: the step Dumb is not plain data: NotImplementedError"
+    ):
+        runtime.plan("start", Instance("web1", disk="/srv/web1.img"))

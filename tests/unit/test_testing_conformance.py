@@ -13,8 +13,8 @@ import pytest
 from chrootfw import Escalation, Event, Instance, MountPoint, Omit, Parameter, Problem, Process, Step, hookimpl
 from chrootfw.model import NO_COMMAND, Command, Entry
 from chrootfw.plugins import DEFAULTS
-from chrootfw.testing import Conformance, check
-from chrootfw.testing import conformance as suite
+from chrootfw.testing import Conformance, check, random_cases
+from chrootfw.testing import examination as suite
 
 WITH = Instance(
     "with-parameters", disk="/srv/x.img", params={"binds": ["/srv/a:/a"], "resolv_conf": "copy", "hosts": "bind"}
@@ -524,7 +524,7 @@ class TestGood(Conformance):
 
 
 def test_what_is_asked_about_could_be_shown_by_the_kernel():
-    trees = suite._trees()
+    trees = random_cases.mount_tables()
     assert len(set(trees)) > 30
     targets = [[(mount.at, mount.target) for mount in tree] for tree in trees]
     assert any(len(set(places)) < len(places) for places in targets), "stacked mounts"
@@ -538,6 +538,6 @@ def test_what_is_asked_about_could_be_shown_by_the_kernel():
             if parent is not None:
                 assert parent.at == mount.at and parent.id < mount.id
                 assert f"{mount.target}/".startswith(parent.target.rstrip("/") + "/")
-    lists = suite._process_lists()
+    lists = random_cases.process_lists()
     assert {force for _, force, _ in lists} == {True, False}
     assert any(not processes for processes, _, _ in lists)
