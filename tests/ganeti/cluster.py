@@ -28,7 +28,7 @@ from types import TracebackType
 
 import node_system
 import page
-from kernelview import Mounted, cgroups_of, identity, mount_table, wait_until
+from kernelview import Mounted, cgroups_of, identity, loop_devices, mount_table, wait_until
 
 HERE = Path(__file__).resolve().parent
 DOMAIN = "example.com"
@@ -391,6 +391,12 @@ class Cluster:
         table = run("losetup", "--list", "--noheadings", "--output", "MAJ:MIN,BACK-MAJ:MIN,BACK-INO")
         rows = [line.split() for line in table.splitlines()]
         return {row[0] for row in rows if row[1:] == [device, str(status.st_ino)]}
+
+    def layer_loops(self) -> set[tuple[str, str]]:
+        """The loop devices over the nodes' system, with their files."""
+        files = loop_devices()
+        sources = {mount.source for mount in mount_table(self.ground.pid).values()}
+        return {(loop, file) for loop, file in files.items() if loop in sources}
 
     def node(self, name: str) -> Node:
         return next(node for node in self.nodes if node.name == name)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,17 +33,18 @@ from table import Outcome, Results
 VERSIONS = ("3.0.2", "3.1")
 
 
-_results = pytest.StashKey[Results]()
-_figures = pytest.StashKey[list[str]]()
-_timings = pytest.StashKey[list[tuple[str, float]]]()
+_results = pytest.StashKey[Results]()  # the rows of this process
+_untold = pytest.StashKey[list[tuple[str, Any]]]()  # what the next report of this process is to carry
+_summary = pytest.StashKey["Summary"]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "row(title): a row of the table 'what works with each'")
     config.addinivalue_line("markers", "version(number): only with this version of Ganeti")
     config.stash[_results] = {}
-    config.stash[_figures] = []
-    config.stash[_timings] = []
+    config.stash[_untold] = []
+    config.stash[_summary] = summary = Summary()
+    config.pluginmanager.register(summary)
 
 
 # -- the cluster --------------------------------------------------------------------------------------------
@@ -56,7 +58,8 @@ class Machine:
         self.pid_namespaces: list[int] = []  # open descriptors, so that their numbers stay theirs
         self.cards = set(os.listdir("/sys/class/net"))
         self.mounts = set(kernelview.mount_table())
-        self.loops = set(kernelview.loop_devices().items())
+        self.layers: set[tuple[str, str]] = set()  # loop devices over the nodes' system, with their files
+        self.disks: set[int] = set()  # the devices of the file systems that the instances' files were on
         self.run_dirs: set[str] = set()  # of chrootfw on the nodes, as kernelview.identity names them
 
     def left(self) -> list[str]:
@@ -68,8 +71,9 @@ class Machine:
             for number, mount in kernelview.mount_table().items()
             if number not in self.mounts and os.fsdecode(mount.target).startswith(str(self.scratch))
         ]
-        loops = set(kernelview.loop_devices().items()) - self.loops
-        found += [f"{loop} over {file}" for loop, file in loops if _is_ours(file)]
+        for loop, file in kernelview.loop_devices().items():  # the other cluster's files have the same names
+            if (loop, file) in self.layers or kernelview.device_of_file(loop) in self.disks:
+                found.append(f"{loop} over {file}")
         found += [f"cgroup {path}" for run_dir in self.run_dirs for path in kernelview.cgroups_of(run_dir)]
         found += [str(path) for path in self.scratch.iterdir()]
         spaces = {os.fstat(descriptor).st_ino for descriptor in self.pid_namespaces}
@@ -80,10 +84,6 @@ class Machine:
             except OSError:
                 continue
         return found
-
-
-def _is_ours(file: str) -> bool:
-    return "/shared-file-storage/" in file or "/chrootfw-tests/ganeti-" in file
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -102,7 +102,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
 class Clusters:
     """One cluster at a time: the one of the version last asked for."""
 
-    def __init__(self, machine: Machine, note: Callable[[tuple[str, float]], None]) -> None:
+    def __init__(self, machine: Machine, note: Callable[[str], None]) -> None:
         self.machine = machine
         self.note = note
         self.cluster: Cluster | None = None
@@ -137,7 +137,7 @@ class Clusters:
     def _timed(self, what: str) -> Iterator[None]:
         begin = time.monotonic()
         yield
-        self.note((what, time.monotonic() - begin))
+        self.note(f"{time.monotonic() - begin:6.1f} s  {what}")
 
     def close(self) -> None:
         if self.cluster is not None:
@@ -145,6 +145,8 @@ class Clusters:
                 node.power_off()
                 self.machine.run_dirs |= node.run_dirs
             self.machine.pid_namespaces += self.cluster.ground.pid_namespaces
+            self.machine.disks.add(self.cluster.ground.files.stat().st_dev)
+            self.machine.layers |= self.cluster.layer_loops()
             self.cluster.close()
             self.cluster = None
             try:  # the kernel takes a namespace's cards and loop devices a moment later
@@ -155,7 +157,8 @@ class Clusters:
 
 @pytest.fixture(scope="session")
 def clusters(machine: Machine, request: pytest.FixtureRequest) -> Iterator[Clusters]:
-    clusters = Clusters(machine, request.config.stash[_timings].append)
+    untold = request.config.stash[_untold]
+    clusters = Clusters(machine, lambda text: untold.append(("the cluster", text)))
     yield clusters
     clusters.close()
 
@@ -183,14 +186,17 @@ _ORDER = (hypervisors.STOCK, hypervisors.REPAIRED, hypervisors.CHROOTFW)
 _IDS = {hypervisors.STOCK: "stock", hypervisors.REPAIRED: "repaired", hypervisors.CHROOTFW: "chrootfw"}
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Site after site, and in each in the order of the file; what has no site comes last."""
+    """Site after site, and in each in the order of the file; what has no site comes last. The versions may run side by side."""
 
     def key(item: pytest.Item) -> tuple[int, int]:
         site = getattr(item, "callspec", None) and item.callspec.params.get("site")
         return (VERSIONS.index(site[0]), _ORDER.index(site[1])) if site else (len(VERSIONS), 0)
 
     ours = [item for item in items if item.path.is_relative_to(HERE)]
+    for item in ours:
+        item.add_marker(pytest.mark.xdist_group([*VERSIONS, "the class"][key(item)[0]]))
     items[:] = [item for item in items if item not in ours] + sorted(ours, key=key)
 
 
@@ -210,7 +216,9 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
         failure = error
     seconds = time.monotonic() - begin if site.seconds is None else site.seconds
     outcome = Outcome(failure is None, _reason(failure), seconds)
-    pyfuncitem.config.stash[_results][mark.args[0], site.cluster.version, site.kind] = outcome
+    key = (mark.args[0], site.cluster.version, site.kind)
+    pyfuncitem.config.stash[_results][key] = outcome
+    pyfuncitem.user_properties.append(("row", [key, outcome]))
     if failure is not None and site.kind == hypervisors.CHROOTFW:
         raise failure
     return True
@@ -229,30 +237,55 @@ def _reason(error: Exception | None) -> str:
 
 @pytest.fixture
 def results(request: pytest.FixtureRequest) -> Results:
-    """The rows so far."""
+    """The rows so far, of this process."""
     return request.config.stash[_results]
 
 
 @pytest.fixture
-def figure(request: pytest.FixtureRequest) -> Callable[[str], None]:
+def figure(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
     """``figure(text)``: something that was measured, for the summary."""
-    return request.config.stash[_figures].append
+    return lambda text: record_property("figures", text)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    untold = item.config.stash[_untold]
+    item.user_properties.extend(untold)
+    untold.clear()
+
+
+class Summary:
+    """What the tests' reports carry, put together where the run is led from: with pytest-xdist not where they run."""
+
+    def __init__(self) -> None:
+        self.rows: Results = {}
+        self.sections: dict[str, list[str]] = {"figures": [], "the cluster": []}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when != "teardown":
+            return
+        for name, value in report.user_properties:
+            if name == "row":
+                key, outcome = value
+                self.rows[tuple(key)] = Outcome(*outcome)
+            elif name in self.sections:
+                self.sections[name].append(str(value))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    results = config.stash[_results]
-    if results:
+    summary = config.stash[_summary]
+    rows = dict(
+        sorted(summary.rows.items(), key=lambda row: VERSIONS.index(row[0][1]))
+    )  # else in the order of the file
+    if rows:
         terminalreporter.section("what works with each")
-        for (title, version, kind), outcome in results.items():
+        for (title, version, kind), outcome in rows.items():
             said = f"{outcome.seconds:6.2f} s" if outcome.works else f"NO: {outcome.reason[:200]}"
             terminalreporter.write_line(f"{version:6} {kind:24} {title:60} {said}")
-    if config.stash[_figures]:
-        terminalreporter.section("figures")
-        for text in config.stash[_figures]:
-            terminalreporter.write_line(text)
-    if config.stash[_timings]:
-        terminalreporter.section("the cluster")
-        for what, seconds in config.stash[_timings]:
-            terminalreporter.write_line(f"{seconds:6.1f} s  {what}")
+    for title, lines in summary.sections.items():
+        if lines:
+            terminalreporter.section(title)
+            for line in lines:
+                terminalreporter.write_line(line)
     if target := config.getoption("--table"):
-        Path(target).write_text(table.markdown(results, VERSIONS), encoding="utf-8")
+        Path(target).write_text(table.markdown(rows, VERSIONS), encoding="utf-8")
