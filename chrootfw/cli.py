@@ -36,14 +36,14 @@ EXEC_FAILED, EXEC_NOT_EXECUTABLE, EXEC_MISSING = 125, 126, 127
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit status."""
-    _have_stdio()
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments in (["--version"], ["-V"]):
-        print(f"chrootfw {chrootfw.__version__}")
-        return DONE
     as_json = "--json" in arguments
     inside = next((word for word in arguments if not word.startswith("-")), "") in ("exec", "shell")
     try:
+        _have_stdio()
+        if arguments in (["--version"], ["-V"]):
+            print(f"chrootfw {chrootfw.__version__}")
+            return DONE
         options = _parse(arguments)
         run: Callable[[argparse.Namespace], int] = options.run
         if run is not _new_plugin:  # which writes where its caller stands

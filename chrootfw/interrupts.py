@@ -18,13 +18,16 @@ from chrootfw.errors import Interrupted
 class Interrupts:
     """``request`` asks to end; ``check`` raises ``Interrupted``; ``fd`` becomes readable for poll(2)."""
 
+    fd = -1
+
     def __init__(self) -> None:
         self.signum = 0
         self._shields = threading.local()
         self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def __del__(self) -> None:
-        os.close(self.fd)
+        if self.fd >= 0:
+            os.close(self.fd)
 
     def clear(self) -> None:
         """Forget a request, for a program that goes on with its runtime."""

@@ -265,15 +265,18 @@ def points(trace: Iterable[str], run_dir: str, *, child: bool = False) -> list[P
     return found
 
 
-def sample(walk: Sequence[Point], more: int, seed: str) -> list[Point]:
-    """Of what comes after the first effect the first and the last call of every name, and ``more`` of the others."""
+def sample(walk: Sequence[Point], more: int, seed: str, *, early: int = 0) -> list[Point]:
+    """Of what comes after the first effect the first and the last call of every name, and ``more`` of the others; ``early`` of
+    what comes before it."""
     late = [point for point in walk if point.late]
     ends: dict[Point, None] = {}
     for name in dict.fromkeys(point.name for point in late):
         calls = [point for point in late if point.name == name]
         ends.update({calls[0]: None, calls[-1]: None})
     others = [point for point in late if point not in ends]
-    return [*ends, *random.Random(seed).sample(others, min(more, len(others)))]
+    before = [point for point in walk if not point.late]
+    chosen = random.Random(seed)
+    return [*ends, *chosen.sample(others, min(more, len(others))), *chosen.sample(before, min(early, len(before)))]
 
 
 #: After so many failures a walk is given up.

@@ -13,7 +13,7 @@ in_memory, worlds = syscall_walk.in_memory, syscall_walk.worlds  # fixtures
 
 ERRORS = ("EIO", "EBUSY", "ENOMEM", "EINTR", "ENOSPC")
 
-#: Of a sample, beside the first and the last call of every name, with one error each.
+#: Of a sample, beside the first and the last call of every name, and as many before the first effect, with one error each.
 MORE = 20
 
 #: No kernel fails these with such an error: libc would take it for a number or an address, or ends the process (futex).
@@ -79,7 +79,7 @@ def test_every_syscall_fails_once(
 
     tasks: list[Task] = []
     for child, walk in walks.items():
-        chosen = walk if whole else sample(walk, 0 if child else MORE, f"errors of {verb}")
+        chosen = walk if whole else sample(walk, 0 if child else MORE, f"errors of {verb}", early=0 if child else MORE)
         for number, point in enumerate(chosen):
             errors = ERRORS if whole else [ERRORS[number % len(ERRORS)]]
             tasks += [Task(point, child, error) for error in errors]

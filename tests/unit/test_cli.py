@@ -73,3 +73,16 @@ def test_a_module_that_cannot_be_loaded_is_no_traceback(tmp_path: Path, module: 
     done = chrootfw(tmp_path, "list", "--json", shell=f'PYTHONPATH={tmp_path}:$PYTHONPATH "$@"')
     assert done.returncode == 1
     assert done.stderr.startswith("chrootfw: a part of chrootfw could not be loaded: ")
+
+
+def test_streams_that_cannot_be_opened_are_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from chrootfw import cli
+
+    def fails() -> None:
+        raise OSError(5, "Input/output error", "/dev/null")
+
+    monkeypatch.setattr(cli, "_have_stdio", fails)
+    assert cli.main(["list"]) == 1
+    assert capsys.readouterr().err == "chrootfw: Input/output error: /dev/null\n"
