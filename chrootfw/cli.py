@@ -591,7 +591,7 @@ def _parser() -> argparse.ArgumentParser:
     added = verb("ganeti", _ganeti, "be Ganeti's chroot hypervisor on this node, or no longer", named=False)
     added.add_argument("what", choices=("install", "remove", "status"))
     added.add_argument("--root", metavar="DIR", default="/", help="a node's tree of files, such as an image")
-    added.add_argument("--force", action="store_true", help="remove it although instances are on this node")
+    added.add_argument("--force", action="store_true", help="although instances are on this node")
     added = verb("powercycle", _powercycle, "reset this machine at once", named=False)
     added.add_argument("--yes-really", action="store_true", help="do it")
     return parser

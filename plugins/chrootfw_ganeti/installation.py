@@ -19,6 +19,7 @@ from typing import Any
 
 import chrootfw
 from chrootfw.errors import ChrootfwError, InputError, NotSupported
+from chrootfw.system import mounts
 from chrootfw_ganeti import places
 
 #: What Ganeti's processes need, by import name. psutil is the system's own where it has one: Ganeti uses that too.
@@ -26,6 +27,8 @@ PACKAGES = ("chrootfw", "chrootfw_defaults", "chrootfw_hardened", "chrootfw_gane
 #: Which psutil is new enough.
 _PSUTIL = (5, 9)
 _PYTHON = (3, 11)
+#: Where Ganeti's own class mounts its instances.
+_STOCK_DIR = "/var/run/ganeti/chroot-hypervisor"
 #: Where Debian and others put the node daemon.
 NODED = ("/usr/sbin/ganeti-noded", "/usr/local/sbin/ganeti-noded")
 
@@ -140,13 +143,24 @@ class Node:
         }
 
 
-def install(node: Node) -> list[str]:
-    """Install or repair: what was changed, in words; nothing when all was as it should be. Raises ``ChrootfwError``."""
+def install(node: Node, *, force: bool = False) -> list[str]:
+    """Install or repair: what was changed, in words; nothing when all was as it should be. Raises ``ChrootfwError``.
+
+    Refuses while Ganeti's own class has an instance mounted on this node, unless ``force``.
+    """
     _need_root("install chrootfw for Ganeti")
     if node.version < _PYTHON:
         raise NotSupported(
             f"Ganeti's node daemon runs on Python {node.version[0]}.{node.version[1]}; chrootfw needs 3.11 or newer",
             hint="Debian 12 and newer have it",
+        )
+    in_charge = os.path.exists(node.path(places.MARKER))
+    others = [] if force or in_charge else _instances_of_ganetis_class(node)
+    if others:
+        raise ChrootfwError(
+            f"{_are(others)} mounted by Ganeti's own class: {', '.join(others)}",
+            ["chrootfw would neither see nor stop them, and Ganeti would start them a second time"],
+            f"stop or move them with Ganeti first, or end and unmount what is below {_STOCK_DIR}; --force leaves them to you",
         )
     changed = _install_packages(node)
     here = os.path.dirname(os.path.abspath(__file__))
@@ -186,7 +200,7 @@ def remove(node: Node, *, force: bool = False) -> list[str]:
     present = [] if force else instances(node)
     if present:
         raise ChrootfwError(
-            f"{len(present)} instance{'s are' if len(present) > 1 else ' is'} on this node: {', '.join(present)}",
+            f"{_are(present)} on this node: {', '.join(present)}",
             ["Ganeti's own class would neither see nor stop them"],
             "stop or move them with Ganeti first; --force leaves them to you",
         )
@@ -218,6 +232,16 @@ def instances(node: Node) -> list[str]:
     from chrootfw import inventory
 
     return sorted(inventory.Survey(places.RUN_DIR).names())
+
+
+def _instances_of_ganetis_class(node: Node) -> list[str]:
+    place = os.fsencode(node.real(_STOCK_DIR))
+    targets = [mount.mount_point for mount in mounts.below(place) if mount.mount_point != place]
+    return sorted({os.fsdecode(target[len(place) + 1 :].split(b"/")[0]) for target in targets})
+
+
+def _are(names: list[str]) -> str:
+    return f"{len(names)} instance{'s are' if len(names) > 1 else ' is'}"
 
 
 def _install_packages(node: Node) -> list[str]:

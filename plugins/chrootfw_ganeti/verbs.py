@@ -18,7 +18,8 @@ def run(options: argparse.Namespace) -> int:
     node = Node(options.root)
     if options.what == "status":
         return _status(node, as_json=options.json)
-    done = installation.install(node) if options.what == "install" else installation.remove(node, force=options.force)
+    change = installation.install if options.what == "install" else installation.remove
+    done = change(node, force=options.force)
     if options.json:
         print(installation.as_json({"changed": done}))
         return 0

@@ -109,6 +109,21 @@ def test_installed_and_removed(node: Node) -> None:
     assert "nothing to do" in node.chrootfw("remove")
 
 
+def test_not_beside_instances_of_ganetis_own_class(node: Node) -> None:
+    """Ours would not see them, and Ganeti would have it start them once more."""
+    place = node.root / "run/ganeti/chroot-hypervisor/web1.example.com"
+    place.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "web1", str(place)], check=True)
+    before = node.files()
+    said = node.chrootfw("install", status=1)
+    assert "1 instance is mounted by Ganeti's own class: web1.example.com" in said
+    assert node.files() == before
+    node.chrootfw("install", "--force")
+    assert node.uses() == OURS
+    node.chrootfw("install")  # a repair, or a newer version, with the same instances beside it
+    subprocess.run(["umount", str(place)], check=True)
+
+
 def test_no_file_of_a_package_is_touched(node: Node) -> None:
     before = {
         path: path.read_bytes()
