@@ -164,10 +164,11 @@ def _make_directories(job: Job) -> None:
     try:
         _make_directory_pair(base, job.root)
     except BaseException:
-        try:
-            os.rmdir(base)
-        except OSError:
-            pass  # not made, or something is in it
+        for path in (job.root, base):
+            try:
+                os.rmdir(path)
+            except OSError:
+                pass  # not made, or something is in it
         raise
 
 
@@ -190,7 +191,11 @@ def _make_directory_pair(base: str, root: str) -> None:
             raise StepError(
                 f"cannot make the directory {path}: {error.strerror}", hint="chrootfw verify checks the run directory"
             ) from error
-    if os.listdir(root):
+    try:
+        found = os.listdir(root)
+    except OSError as error:
+        raise StepError(f"cannot look into the directory {root}: {error.strerror}") from error
+    if found:
         raise StepError(
             f"the directory {root} is not empty: something else is in the root's place",
             hint="look at it and move it away",

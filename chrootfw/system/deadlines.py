@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 _AT_STATX_FORCE_SYNC = 0x2000
 
+#: Seconds for a child to finish what it has begun when nobody wants its answer any more.
+_FINISHES = 1.0
+
 #: File systems without a block device of their own that wait for no server all the same.
 _LOCAL = frozenset((b"tmpfs", b"ramfs", b"devtmpfs", b"btrfs", b"bcachefs", b"zfs"))
 
@@ -48,7 +51,10 @@ def call(what: str, body: Callable[[], int], *, seconds: float, keep: Sequence[i
             begun = _ready(read_fd, patience) and os.read(read_fd, 1)
             answer = os.read(read_fd, 64) if begun and _ready(read_fd, seconds) else None
         except BaseException:
-            child.end(0)
+            try:
+                child.wait(_FINISHES)  # ext4 that is killed in its mount(2) stays marked as to be recovered
+            finally:
+                child.end(0)
             raise
         finally:
             os.close(read_fd)

@@ -15,6 +15,9 @@ import roots
 from driving import Chroot, Cli
 from kernelview import is_running, mount_table, mounts_below, wait_until
 
+import chrootfw
+from chrootfw.system import deadlines, spawn
+
 MakeChroot = Callable[..., Chroot]
 
 
@@ -343,3 +346,45 @@ def test_a_directory_in_the_place_of_the_record(web1: Chroot) -> None:
     record.rmdir()
     web1.cli("cleanup")
     assert not web1.root.parent.exists()
+
+
+def test_a_start_whose_look_into_the_root_fails_leaves_no_directory(
+    runtime: chrootfw.Runtime, image: Callable[..., Path], run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listdir, root = os.listdir, str(run_dir / "web1" / "root")
+
+    def fails(path: str = ".") -> list[str]:
+        if path == root:
+            raise OSError(5, "Input/output error", path)
+        return listdir(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "listdir", fails)
+        with pytest.raises(chrootfw.ChrootfwError, match="Input/output error"):
+            runtime.start(chrootfw.Instance("web1", disk=str(image())))
+    assert not (run_dir / "web1").exists()
+
+
+def test_a_call_that_is_given_up_is_not_killed_in_its_middle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An ext4 whose mount(2) is killed is left marked as to be recovered, which nobody undoes."""
+    said, tell = os.pipe()
+    ready = deadlines._ready
+    asked: list[int] = []
+
+    def fails(fd: int, seconds: float) -> bool:
+        asked.append(fd)
+        if len(asked) == 2:  # the child has begun
+            raise OSError(28, "No space left on device")
+        return ready(fd, seconds)
+
+    def body() -> int:
+        spawn.CALLS.usleep(100_000)
+        spawn.CALLS.write(tell, b"done", 4)
+        return 0
+
+    monkeypatch.setattr(deadlines, "_ready", fails)
+    with pytest.raises(OSError, match="No space left"):
+        deadlines.call("something", body, seconds=10, keep=[tell])
+    os.close(tell)
+    assert os.read(said, 16) == b"done"
+    os.close(said)
