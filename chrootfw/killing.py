@@ -37,8 +37,8 @@ _NAMED_MAX = 20
 #: What the step of an undo that ends the processes does, in words.
 KILL_DOES = "SIGKILL to the own processes"
 
-#: Finds outside holders, all of them or among some pids.
-FindHolders = Callable[[Iterable[int] | None], list[Process]]
+#: Finds outside holders by a survey, all of them or among some pids.
+FindHolders = Callable[[Survey, Iterable[int] | None], list[Process]]
 
 
 class Living:
@@ -56,14 +56,16 @@ class Living:
         name = self.job.name
         self.cgroups = self.survey.cgroups.get(name, [])
         tracked = processes.tracked(self.cgroups)
-        foreign = self._of_others() if self.survey.rooted(name) else frozenset()
-        rooted = [pid for pid in self.survey.rooted(name) if pid not in foreign]
+        rooted = self.survey.rooted(name)
+        foreign = self._of_others() if rooted or self.look_for_holders else frozenset()
+        rooted = [pid for pid in rooted if pid not in foreign]
         self.own = list(dict.fromkeys([*tracked, *rooted]))
         self.rooted_only = [pid for pid in rooted if pid not in set(tracked)]
-        self.holders: list[int] = []
+        self.holders: dict[int, Process] = {}
         if self.look_for_holders:
-            never = self._of_others() | set(self.own)
-            self.holders = [p.pid for p in self.look_for_holders(None) if p.pid > 1 and p.pid not in never]
+            never = foreign | set(self.own)
+            found = self.look_for_holders(self.survey, None)
+            self.holders = {p.pid: p for p in found if p.pid > 1 and p.pid not in never}
 
     def _of_others(self) -> frozenset[int]:
         """The processes of all other instances, of this and of other run directories, in cgroups or by root."""
@@ -101,18 +103,22 @@ class Living:
         """Whether the pid is still a process of the instance's, or a holder: asked with its pidfd open."""
         if self.is_own(pid):
             return True
-        return pid in self.holders and self.look_for_holders is not None and bool(self.look_for_holders([pid]))
+        if pid not in self.holders or self.look_for_holders is None:
+            return False
+        return bool(self.look_for_holders(self.job.survey(), [pid]))
 
 
-def carry_out(job: Job, plugin: str, escalations: Sequence[Escalation], holders: FindHolders | None) -> None:
+def carry_out(living: Living, plugin: str, escalations: Sequence[Escalation]) -> None:
     """Signal and wait, escalation by escalation, until no own process lives.
 
-    ``holders`` finds the outside holders where they may be signalled. Raises ``SurvivorError`` when an own process is
-    still alive after the last escalation, ``Interrupted`` between two of them.
+    ``living``: who was found a moment ago. Raises ``SurvivorError`` when an own process is still alive after the last
+    escalation, ``Interrupted`` between two of them.
     """
-    for step in escalations:
+    job = living.job
+    for number, step in enumerate(escalations):
         job.interrupts.check()
-        living = Living(job, holders)
+        if number:
+            living.look()
         if not living.has_own and not living.holders:
             return
         with job.step("kill", kill_plan.describe(step), plugin), job.interrupts.shield():

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from chrootfw import inventory, killing, mounting, starting, unmounting
 from chrootfw.errors import ChrootfwError, Interrupted, ScriptError
+from chrootfw.inventory import Survey
 from chrootfw.jobs import Job
 from chrootfw.model import Command, Entry, Stage
 from chrootfw.planning import transitions
@@ -52,26 +53,22 @@ def end_processes(job: Job, *, force: bool, timeout: float | None, run_script: b
     job.interrupts.check()
     kill_holders = kill_holders or job.instance.params.get("holders") == "kill"
 
-    def holders(only: Iterable[int] | None) -> list[Process]:
-        return outside_holders(job, only)
+    def holders(survey: Survey, only: Iterable[int] | None) -> list[Process]:
+        return outside_holders(job, survey, only)
 
     def kill() -> None:
         living = killing.Living(job, holders if kill_holders else None)
         if not living.has_own and not living.holders:
             return
-        given = list(living.survey.own_processes(job.name))
-        if kill_holders:
-            allowed = set(living.holders)
-            given += [p for p in outside_holders(job) if p.pid in allowed]
+        given = [*living.survey.own_processes(job.name), *living.holders.values()]
         plugin, escalations = job.stages.kill_strategy(job.instance, given, force=force, timeout=timeout)
-        killing.carry_out(job, plugin, escalations, holders if kill_holders else None)
+        killing.carry_out(living, plugin, escalations)
 
     job.stages.around(job.instance, "kill", kill, lenient=True)
 
 
-def outside_holders(job: Job, only: Iterable[int] | None = None) -> list[Process]:
+def outside_holders(job: Job, survey: Survey, only: Iterable[int] | None = None) -> list[Process]:
     """The processes that use the instance's mounts or devices without being its own, among ``only``; never the caller."""
-    survey = job.survey()
     own = set(survey.own(job.name))
     spared = processes.self_and_ancestors()
     mounts = survey.mounts(job.name)
@@ -160,7 +157,7 @@ def plan_steps(job: Job, *, state: InstanceState) -> Sequence[tuple[Stage, str, 
             steps.append(("init-stop", starting.script_does(command), plugin))
     own = survey.own_processes(job.name)
     if state == InstanceState.RUNNING:
-        given = [*own, *(outside_holders(job) if job.instance.params.get("holders") == "kill" else ())]
+        given = [*own, *(outside_holders(job, survey) if job.instance.params.get("holders") == "kill" else ())]
         plugin, escalations = job.stages.kill_strategy(job.instance, given, force=False, timeout=None)
         for step in escalations:
             steps.append(("kill", f"{kill_plan.describe(step)} ({len(given)} now)", plugin))

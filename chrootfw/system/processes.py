@@ -126,12 +126,14 @@ class Held:
     instance uses; a directory instance's file system is the host's, so its device is not among them.
     """
 
-    __slots__ = ("devices", "ids", "root")
+    __slots__ = ("devices", "ids", "marks", "root")
 
     def __init__(self, entries: Sequence[mounts.MountEntry], root: str, devices: Iterable[int] = ()) -> None:
         self.ids = {entry.id for entry in entries}
         self.root = os.fsencode(root)
         self.devices = frozenset(devices)
+        #: One of these stands in /proc/PID/maps when something of it is mapped.
+        self.marks = (self.root, *(b" %02x:%02x " % (os.major(dev), os.minor(dev)) for dev in self.devices))
 
 
 def holders(
@@ -203,10 +205,12 @@ def _mapping(pid: int, ids: set[int], held: Held) -> tuple[str, str] | None:
     """A file mapped into memory, its descriptor closed: first by the text of maps, then sure by mount ID."""
     try:
         with open(f"/proc/{pid}/maps", "rb") as file:
-            lines = file.readlines()
+            text = file.read()
     except OSError:
         return None
-    for line in lines:
+    if not any(mark in text for mark in held.marks):
+        return None
+    for line in text.split(b"\n"):
         fields = line.split(None, 5)
         if len(fields) < 6 or not fields[5].startswith(b"/"):
             continue

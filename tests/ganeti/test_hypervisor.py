@@ -159,9 +159,9 @@ def escalations(hyper: Any, instance: Any, monkeypatch: pytest.MonkeyPatch, **ho
         found.append(("script", command.timeout))
         return run(command, *args, **kwargs)
 
-    def noting_carry_out(job: Any, plugin: str, steps: Any, holders: Any) -> None:
+    def noting_carry_out(living: Any, plugin: str, steps: Any) -> None:
         found.extend((signal.Signals(step.signal).name, step.grace) for step in steps)
-        carry_out(job, plugin, steps, holders)
+        carry_out(living, plugin, steps)
 
     monkeypatch.setattr("chrootfw.scripts.run", noting_run)
     monkeypatch.setattr("chrootfw.killing.carry_out", noting_carry_out)
