@@ -128,7 +128,7 @@ class Runtime:
         with ExitStack() as locks:
             locks.enter_context(self._lock(job.name, "start"))
             job.intent = self._intent(job.name)
-            self._check_here(job)
+            self._check_here(job, job.survey())
             if job.intent and not intents.is_current(job.intent):
                 self._forget_old_boot(job)
             if job.intent and job.intent["phase"] == "starting":
@@ -457,8 +457,8 @@ class Runtime:
             )
         )
 
-    def _check_here(self, job: Job) -> None:
-        if pid := job.survey().elsewhere(job.name, job.intent):
+    def _check_here(self, job: Job, survey: inventory.Survey) -> None:
+        if pid := survey.elsewhere(job.name, job.intent):
             raise entering.elsewhere(job.name, pid)
 
     def _forget_old_boot(self, job: Job) -> None:
@@ -472,21 +472,21 @@ class Runtime:
         """The job for something present, locked; ``None`` for what is defined but absent. Raises ``NotFoundError``."""
         name = _name(instance)
         paths.check_name(name)
-        known = isinstance(instance, Instance) or name in inventory.defined_names(self.config_dir)
-        if name not in inventory.Survey(self.run_dir).names():
-            if not known:
-                survey = inventory.Survey(self.run_dir)
+        survey = inventory.Survey(self.run_dir)
+        if name not in survey.names():
+            if not isinstance(instance, Instance) and name not in inventory.defined_names(self.config_dir):
                 raise inventory.not_found(name, self.config_dir, inventory.known_names(survey, self.config_dir))
             yield None
             return
         store.prepare_run_dir(self.run_dir)
         with self._lock(name, verb):
             job = self._job_of_recorded(instance, name)
-            if name not in job.survey().names():  # another command has just finished it
+            survey = job.survey()
+            if name not in survey.names():  # another command has just finished it
                 yield None
                 return
-            self._check_here(job)
-            if job.intent and not intents.is_current(job.intent) and not job.survey().mounts(name):
+            self._check_here(job, survey)
+            if job.intent and not intents.is_current(job.intent) and not survey.mounts(name):
                 self._forget_old_boot(job)
                 yield None
                 return

@@ -46,9 +46,10 @@ def end_processes(job: Job, *, force: bool, timeout: float | None, run_script: b
     """The first half of a stop: the init script's ``stop``, then the kill strategy."""
     job.interrupts.check()
     job.note(phase="stopping")
-    for path in job.survey().cgroups.get(job.name, ()):
+    survey = job.survey()
+    for path in survey.cgroups.get(job.name, ()):
         cgroups.thaw(path)  # the script is born in the cgroup: in a frozen one it would never begin
-    if _wants_script(job, force=force, run_script=run_script):
+    if _wants_script(job, survey, force=force, run_script=run_script):
         _init_stop(job)
     job.interrupts.check()
     kill_holders = kill_holders or job.instance.params.get("holders") == "kill"
@@ -76,10 +77,10 @@ def outside_holders(job: Job, survey: Survey, only: Iterable[int] | None = None)
     return [p for p in found if p.pid not in own and p.pid not in spared]
 
 
-def _wants_script(job: Job, *, force: bool, run_script: bool | None) -> bool:
+def _wants_script(job: Job, survey: Survey, *, force: bool, run_script: bool | None) -> bool:
     if run_script is not None:
         return run_script
-    if force or not job.survey().mounts(job.name):
+    if force or not survey.mounts(job.name):
         return False
     if job.intent is None:
         return job.instance.init_script is not None
@@ -151,7 +152,7 @@ def plan_steps(job: Job, *, state: InstanceState) -> Sequence[tuple[Stage, str, 
 
     steps: list[tuple[Stage, str, str]] = []
     survey = job.survey()
-    if _wants_script(job, force=False, run_script=None):
+    if _wants_script(job, survey, force=False, run_script=None):
         plugin, command = starting.ask_script(job, "stop", lenient=True)
         if isinstance(command, Command):
             steps.append(("init-stop", starting.script_does(command), plugin))
