@@ -218,7 +218,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
     outcome = Outcome(failure is None, _reason(failure), seconds)
     key = (mark.args[0], site.cluster.version, site.kind)
     pyfuncitem.config.stash[_results][key] = outcome
-    pyfuncitem.user_properties.append(("row", [key, outcome]))
+    pyfuncitem.user_properties.append(("row", [list(key), list(outcome)]))  # plain: it goes from process to process
     if failure is not None and site.kind == hypervisors.CHROOTFW:
         raise failure
     return True
