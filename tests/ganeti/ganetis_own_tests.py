@@ -29,7 +29,7 @@ _PLUGINS = ("chrootfw", "chrootfw_defaults", "chrootfw_ganeti")
 
 
 class Run(NamedTuple):
-    """What became of a program's tests. ``failures``: the last line of what was said of each that did not pass."""
+    """What became of a program's tests. ``failures``: why, of each that did not pass."""
 
     tested: str  # the class that Ganeti had for ``chroot`` at the end
     tests: list[str]
@@ -44,7 +44,7 @@ class Run(NamedTuple):
 
 def archive() -> Path:
     """Ganeti's source, in the cache."""
-    import prepare
+    import prepare  # not to be found by the Python that runs Ganeti's tests
 
     path = f"pool/main/g/ganeti/ganeti_{VERSION}.orig.tar.gz"
     file = prepare.cached(Path(path).name, lambda file: prepare.from_mirror(path, SHA256, file))
