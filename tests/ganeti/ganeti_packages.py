@@ -14,12 +14,12 @@ from pathlib import Path
 
 PACKAGES = (
     "ganeti", "ganeti-3.0", "python3-bcrypt", "python3-bitarray", "python3-cffi-backend", "python3-cryptography",
-    "python3-nacl", "python3-openssl", "python3-paramiko", "python3-psutil", "python3-pycurl", "python3-pyinotify",
-    "python3-pyparsing", "python3-simplejson", "python3-six",
+    "python3-mock", "python3-nacl", "python3-openssl", "python3-paramiko", "python3-psutil", "python3-pycurl",
+    "python3-pyinotify", "python3-pyparsing", "python3-simplejson", "python3-six",
 )  # fmt: skip
 
 #: Counts the ways in which the directory is made.
-RECIPE = 1
+RECIPE = 2
 
 
 def directory() -> Path:

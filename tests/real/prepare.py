@@ -134,6 +134,19 @@ def mmdebstrap(options: Sequence[str], archive: Path) -> None:
         subprocess.run(command, stdin=subprocess.DEVNULL, check=True)
 
 
+def from_mirror(path: str, sha256: str, file: Path) -> None:
+    """Fetch what lies at ``path`` on the machine's own mirror of Debian, by apt's rules; refused with another checksum."""
+    if not _debian_sources():
+        _apt(["apt-get", "update"])
+    mirrors = [line.split()[1] for line in _debian_sources() if line.split()[2] == SUITE]
+    mirror = mirrors[0] if mirrors else "http://deb.debian.org/debian"
+    command = ["/usr/lib/apt/apt-helper", "--option=APT::Sandbox::User=root", "download-file"]
+    subprocess.run(
+        [*command, f"{mirror.rstrip('/')}/{path}", str(file), f"SHA256:{sha256}"],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True,
+    )  # fmt: skip
+
+
 def _cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "chrootfw-tests"
 
