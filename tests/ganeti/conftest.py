@@ -186,18 +186,28 @@ _ORDER = (hypervisors.STOCK, hypervisors.REPAIRED, hypervisors.CHROOTFW)
 _IDS = {hypervisors.STOCK: "stock", hypervisors.REPAIRED: "repaired", hypervisors.CHROOTFW: "chrootfw"}
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Site after site, and in each in the order of the file; what has no site comes last. The versions may run side by side."""
+    """Site after site, and in each in the order of the file; what has no site comes last."""
 
     def key(item: pytest.Item) -> tuple[int, int]:
         site = getattr(item, "callspec", None) and item.callspec.params.get("site")
         return (VERSIONS.index(site[0]), _ORDER.index(site[1])) if site else (len(VERSIONS), 0)
 
     ours = [item for item in items if item.path.is_relative_to(HERE)]
-    for item in ours:
-        item.add_marker(pytest.mark.xdist_group([*VERSIONS, "the class"][key(item)[0]]))
     items[:] = [item for item in items if item not in ours] + sorted(ours, key=key)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Side by side are the versions, each with a cluster of its own, and what needs none. (pytest-xdist's own groups, by mark, are
+    lost on pytest 9.2: pytest-xdist#1386.)"""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByVersion(LoadScopeScheduling):  # type: ignore[misc]  # untyped
+        def _split_scope(self, nodeid: str) -> str:
+            return next((version for version in VERSIONS if f"[{version}-" in nodeid), "the class")
+
+    return ByVersion(config, log)
 
 
 # -- the table ----------------------------------------------------------------------------------------------
