@@ -72,7 +72,9 @@ class Machine:
             if number not in self.mounts and os.fsdecode(mount.target).startswith(str(self.scratch))
         ]
         for loop, file in kernelview.loop_devices().items():  # the other cluster's files have the same names
-            if (loop, file) in self.layers or kernelview.device_of_file(loop) in self.disks:
+            if kernelview.device_of_file(loop) in self.disks or (
+                (loop, file) in self.layers and not _is_mounted_somewhere(loop)  # the other cluster's, too
+            ):
                 found.append(f"{loop} over {file}")
         found += [f"cgroup {path}" for run_dir in self.run_dirs for path in kernelview.cgroups_of(run_dir)]
         found += [str(path) for path in self.scratch.iterdir()]
@@ -97,6 +99,16 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     for descriptor in machine.pid_namespaces:
         os.close(descriptor)
     assert not left, "the tests left something:\n  " + "\n  ".join(left)
+
+
+def _is_mounted_somewhere(loop: str) -> bool:
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            if any(mount.source == loop for mount in kernelview.mount_table(pid).values()):
+                return True
+        except OSError:
+            continue
+    return False
 
 
 class Clusters:
