@@ -31,7 +31,8 @@ class Survey:
     def __init__(self, run_dir: str) -> None:
         self.run_dir = os.path.realpath(run_dir)
         self.raw_table = mounts.read_table()
-        self.entries = _by_instance(self.raw_table, self.run_dir)
+        self._lines = _lines_by_instance(self.raw_table, self.run_dir)
+        self._entries: dict[str, list[MountEntry]] = {}
         self.top = cgroups.hierarchy(self.raw_table)
         self.v1 = cgroups.memory_v1(self.raw_table)
         self.has_run_dir = os.path.isdir(self.run_dir)
@@ -46,6 +47,7 @@ class Survey:
                 self.v1_groups = cgroups.everything(cgroups.home(self.v1, self.run_dir))
         self._rooted: dict[str, list[int]] | None = None
         self._ids: dict[int, str] | None = None
+        self._tracking = ""
         self._places: dict[tuple[int, bytes], str] | None = None
         self._copies: dict[int, dict[int, str]] = {}
         self._here = processes.namespace("thread-self")
@@ -54,15 +56,23 @@ class Survey:
     @property
     def tracking(self) -> str:
         """``cgroup`` where a v2 hierarchy can be written, else ``root``."""
-        return "cgroup" if self.top and cgroups.is_writable(self.top) else "root"
+        self._tracking = self._tracking or ("cgroup" if self.top and cgroups.is_writable(self.top) else "root")
+        return self._tracking
 
     def names(self) -> set[str]:
         """The names of everything that is present, whole or in pieces."""
-        return {*self.entries, *self.cgroups, *store.instances(self.run_dir)}
+        return {*self._lines, *self.cgroups, *store.instances(self.run_dir)}
 
-    def mounts(self, name: str) -> list[mounts.MountEntry]:
+    def mounts(self, name: str) -> list[MountEntry]:
         """The instance's mounts: its root, what is below it, its auxiliary layers."""
-        return self.entries.get(name, [])
+        if name not in self._entries:
+            self._entries[name] = [mounts.parse_line(line) for line in self._lines.get(name, ())]
+        return self._entries[name]
+
+    @property
+    def entries(self) -> dict[str, list[MountEntry]]:
+        """The mounts of all instances."""
+        return {name: self.mounts(name) for name in self._lines}
 
     def is_populated(self, name: str) -> bool:
         """Whether something lives in one of its cgroups."""
@@ -72,7 +82,7 @@ class Survey:
         """The processes whose root directory is in its mounts; the one pass serves every instance."""
         if self._rooted is None:
             self._rooted = {}
-            for pid in processes.all_pids() if self.entries else ():  # no mounts means no users, never all
+            for pid in processes.all_pids() if self._lines else ():  # no mounts means no users, never all
                 if owner := self.owner(pid):
                     self._rooted.setdefault(owner, []).append(pid)
         return self._rooted.get(name, [])
@@ -81,7 +91,7 @@ class Survey:
         """The instance in whose mounts the root directory of a process is; in a copy of them that another mount
         namespace has, too."""
         if self._ids is None:
-            self._ids = {entry.id: name for name, entries in self.entries.items() for entry in entries}
+            self._ids = {int(line.split(b" ", 1)[0]): name for name, lines in self._lines.items() for line in lines}
         mount_id = processes.root_mount(pid)
         if mount_id in self._ids or mount_id < 0:
             return self._ids.get(mount_id)
@@ -140,9 +150,10 @@ class Survey:
             return 0, []
         for pid in self._pids_in(namespace):
             try:
-                entries = _by_instance(mounts.read_table(pid), self.run_dir).get(name)
+                lines = _lines_by_instance(mounts.read_table(pid), self.run_dir).get(name)
             except OSError:
                 continue
+            entries = [mounts.parse_line(line) for line in lines or ()]
             if entries:  # a process that is chrooted sees its own part of the table only
                 return pid, entries
         # A namespace may be kept without a process (nsenter(1) on a file); the disk tells whether it lives.
@@ -162,13 +173,14 @@ class Survey:
         return InstanceState.MOUNTED if mounted else InstanceState.ABSENT
 
 
-def _by_instance(raw_table: bytes, run_dir: str) -> dict[str, list[mounts.MountEntry]]:
+def _lines_by_instance(raw_table: bytes, run_dir: str) -> dict[str, list[bytes]]:
+    """The lines of the mount table that are an instance's mounts; a verb parses those of the one that it is about."""
     base = os.fsencode(run_dir)
-    found: dict[str, list[mounts.MountEntry]] = {}
-    for entry in mounts.select(raw_table, base):
-        parts = entry.mount_point[len(base) + 1 :].split(b"/", 2)
+    found: dict[str, list[bytes]] = {}
+    for line, mount_point in mounts.lines_below(raw_table, base):
+        parts = mount_point[len(base) + 1 :].split(b"/", 2)
         if len(parts) >= 2 and parts[1] in (b"root", b"aux"):
-            found.setdefault(os.fsdecode(parts[0]), []).append(entry)
+            found.setdefault(os.fsdecode(parts[0]), []).append(line)
     return found
 
 

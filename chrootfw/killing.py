@@ -56,34 +56,26 @@ class Living:
         name = self.job.name
         self.cgroups = self.survey.cgroups.get(name, [])
         tracked = processes.tracked(self.cgroups)
-        rooted = self.survey.rooted(name)
-        foreign = self._of_others() if rooted or self.look_for_holders else frozenset()
-        rooted = [pid for pid in rooted if pid not in foreign]
+        rooted = [pid for pid in self.survey.rooted(name) if not self._is_of_another(pid)]
         self.own = list(dict.fromkeys([*tracked, *rooted]))
         self.rooted_only = [pid for pid in rooted if pid not in set(tracked)]
         self.holders: dict[int, Process] = {}
         if self.look_for_holders:
-            never = foreign | set(self.own)
-            found = self.look_for_holders(self.survey, None)
-            self.holders = {p.pid: p for p in found if p.pid > 1 and p.pid not in never}
+            own = set(self.own)
+            found = [p for p in self.look_for_holders(self.survey, None) if p.pid > 1 and p.pid not in own]
+            self.holders = {p.pid: p for p in found if not self._is_of_another(p.pid)}
 
-    def _of_others(self) -> frozenset[int]:
-        """The processes of all other instances, of this and of other run directories, in cgroups or by root."""
-        found: set[int] = set()
-        survey, mine = self.survey, set(self.cgroups)
-        if survey.top:
-            top = f"{survey.top}/{cgroups.TOP}"
-            for home in _subdirectories(top):
-                try:
-                    others = cgroups.everything(home).values()
-                except PermissionError:  # in a user namespace: somebody else's, who cannot be signalled from here
-                    continue
-                for paths in others:
-                    found.update(processes.tracked(path for path in paths if path not in mine))
-        for name in survey.entries:
-            if name != self.job.name:
-                found.update(survey.rooted(name))
-        return frozenset(found)
+    def _by_cgroup(self, pid: int) -> bool | None:
+        """Whether its cgroup makes it a process of the instance's, or of another instance's (``False``), or tells nothing."""
+        path = cgroups.path_of(pid, self.survey.top) if self.survey.top else None
+        if path and any(path == mine or path.startswith(mine + "/") for mine in self.cgroups):
+            return True
+        return False if path and path.startswith(f"{self.survey.top}/{cgroups.TOP}/") else None
+
+    def _is_of_another(self, pid: int) -> bool:
+        """Whether it is a process of another instance, of this or another run directory: by its cgroup, or by root."""
+        mine = self._by_cgroup(pid)
+        return not mine if mine is not None else self.survey.owner(pid) not in (None, self.job.name)
 
     @property
     def has_own(self) -> bool:
@@ -92,12 +84,8 @@ class Living:
 
     def is_own(self, pid: int) -> bool:
         """Whether the pid is a process of the instance's now: by its cgroup, else by its root directory."""
-        path = cgroups.path_of(pid, self.survey.top) if self.survey.top else None
-        if path and any(path == mine or path.startswith(mine + "/") for mine in self.cgroups):
-            return True
-        if path and path.startswith(f"{self.survey.top}/{cgroups.TOP}/"):
-            return False  # another instance's
-        return self.survey.owner(pid) == self.job.name
+        mine = self._by_cgroup(pid)
+        return mine if mine is not None else self.survey.owner(pid) == self.job.name
 
     def is_still(self, pid: int) -> bool:
         """Whether the pid is still a process of the instance's, or a holder: asked with its pidfd open."""
@@ -346,13 +334,6 @@ def _wait_for(watched: list[tuple[int, int]], groups: Sequence[str], seconds: fl
     finally:
         for fd in events:
             os.close(fd)
-
-
-def _subdirectories(path: str) -> list[str]:
-    try:
-        return [entry.path for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False)]
-    except OSError:
-        return []
 
 
 __all__ = ["Living", "carry_out", "kill_at_once", "survivors"]

@@ -81,11 +81,12 @@ def _one_round(
     job: Job, plugin: str, order: Sequence[mounts.MountEntry], raw_table: bytes
 ) -> tuple[int, list[mounts.MountEntry]]:
     done, busy = 0, []
+    waiting = _may_wait(order, raw_table)
     for entry in order:
         job.interrupts.check()
         base = entry_base(job, entry)
         try:
-            seconds = job.disk_timeout if _may_wait(entry, order, raw_table) else None
+            seconds = job.disk_timeout if entry.id in waiting else None
             if not mounts.unmount(base, entry, seconds=seconds):
                 continue
         except deadlines.Overdue as error:
@@ -115,16 +116,23 @@ def unmount_does(entry: mounts.MountEntry) -> str:
     return f"unmount {os.fsdecode(entry.mount_point)}"
 
 
-def _may_wait(entry: mounts.MountEntry, ours: Sequence[mounts.MountEntry], raw_table: bytes) -> bool:
-    """Whether this unmount may wait for a device or a server: it is the file system's last mount and has to be written
+def _may_wait(ours: Sequence[mounts.MountEntry], raw_table: bytes) -> set[int]:
+    """The mount IDs whose unmount may wait for a device or a server: it is the file system's last mount and has to be written
     out, or its name is looked up on a file system that some server keeps."""
-    parent = next((other for other in ours if other.id == entry.parent), None)
-    if parent is not None and parent.fstype not in mounts.IN_MEMORY and os.major(parent.dev) == 0:
-        return True
-    if entry.fstype in mounts.IN_MEMORY:
-        return False
-    device = b" %d:%d " % (os.major(entry.dev), os.minor(entry.dev))
-    return raw_table.count(device) <= sum(other.dev == entry.dev for other in ours)
+    by_id = {entry.id: entry for entry in ours}
+    on_devices = [entry for entry in ours if entry.fstype not in mounts.IN_MEMORY]
+    counts: dict[int, int] = {}
+    for entry in on_devices:
+        counts[entry.dev] = counts.get(entry.dev, 0) + 1
+    ours_alone = {
+        dev for dev, count in counts.items() if raw_table.count(b" %d:%d " % (os.major(dev), os.minor(dev))) <= count
+    }
+    found = {entry.id for entry in on_devices if entry.dev in ours_alone}
+    for entry in ours:
+        parent = by_id.get(entry.parent)
+        if parent is not None and parent.fstype not in mounts.IN_MEMORY and os.major(parent.dev) == 0:
+            found.add(entry.id)
+    return found
 
 
 def entry_base(job: Job, entry: mounts.MountEntry) -> bytes:

@@ -228,9 +228,13 @@ def path_of(pid: int | str, top: str) -> str | None:
 
 def _tree(path: str) -> Iterator[str]:
     """The cgroup and those below it, each before its children."""
-    if not os.path.isdir(path):
+    try:
+        links = os.stat(path).st_nlink
+    except FileNotFoundError:
         return
     yield path
+    if links == 2:  # kernfs counts the directories below
+        return
     try:
         with os.scandir(path) as entries:
             below = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]

@@ -90,9 +90,7 @@ def over(files: dict[tuple[int, int], str] | None = None, *, devices: frozenset[
     Where the file's own server does not answer, a file goes by its path alone.
     """
     found: dict[str, str] = {}
-    for name in os.listdir("/sys/block"):
-        if not name.startswith("loop"):
-            continue
+    for name in _configured():
         path = _path_of(name)
         if path is None:
             continue
@@ -109,6 +107,13 @@ def over(files: dict[tuple[int, int], str] | None = None, *, devices: frozenset[
         elif identity[0] in devices:
             found[f"/dev/{name}"] = path
     return found
+
+
+def _configured() -> list[str]:
+    """The names of the loop devices that have a size: the kernel's list of all of them holds hundreds that have no file."""
+    with open("/proc/partitions", encoding="utf-8") as file:
+        names = [line.split()[-1] for line in file if " loop" in line]
+    return [name for name in names if name[4:].isdigit()]  # not their partitions
 
 
 def backing(device: str) -> tuple[int, int] | None:

@@ -223,9 +223,14 @@ def instances(run_dir: str) -> Iterator[str]:
 
 
 def boot_id() -> str:
-    """This boot's id (random(4)): an intent from another boot describes nothing that is still mounted."""
-    with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
-        return file.read().strip()
+    """This boot's id (random(4)): an intent from another boot describes nothing that is still mounted. Read once."""
+    if not _this_boot:
+        with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
+            _this_boot.append(file.read().strip())
+    return _this_boot[0]
+
+
+_this_boot: list[str] = []
 
 
 def mount_namespace(pid: int | str = "thread-self") -> int:
@@ -235,7 +240,7 @@ def mount_namespace(pid: int | str = "thread-self") -> int:
 
 def dump(value: Any) -> bytes:
     """JSON as it is kept in the run directory."""
-    return json.dumps(value, indent=1, ensure_ascii=True).encode() + b"\n"
+    return json.dumps(value).encode() + b"\n"  # with an indent Python's own encoder would be used, not that in C
 
 
 def load(path: str) -> Any | None:

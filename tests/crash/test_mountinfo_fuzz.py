@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from chrootfw.errors import InputError
-from chrootfw.inventory import _by_instance
+from chrootfw.inventory import _lines_by_instance
 from chrootfw.planning.paths import check_name
 from chrootfw.system import mounts
 
@@ -141,8 +141,8 @@ def test_valid_lines_say_what_libmount_says(tmp_path: Path, whole: bool, figure:
             below = {line.id for line in lines if line.target == top or line.target.startswith(top + b"/")}
             assert {entry.id for entry in mounts.select(raw, top)} == below
             matched += len(below)
-        for name, found in _by_instance(raw, "/run/chrootfw").items():
-            for entry in found:
+        for name, texts in _lines_by_instance(raw, "/run/chrootfw").items():
+            for entry in map(mounts.parse_line, texts):
                 wanted_parts = entry.mount_point.split(b"/")
                 assert wanted_parts[:3] == [b"", b"run", b"chrootfw"], entry
                 assert os.fsdecode(wanted_parts[3]) == name, entry
