@@ -58,7 +58,9 @@ def _daemons(*each: str) -> Daemons:
     return Daemons("\n".join(("rm -f /run/pids", *each)))
 
 
-_STUBBORN = "sh -c 'trap \"\" TERM; exec sleep 100000' </dev/null >/dev/null 2>&1 & echo $! >> /run/pids"
+#: A daemon that handles TERM writes its pid when it does, and the script waits for that: a stop may follow at once.
+_WHEN_READY = "& until grep -qx $! /run/pids 2>/dev/null; do usleep 200; done"
+_STUBBORN = f"sh -c 'trap \"\" TERM; echo $$ >> /run/pids; exec sleep 100000' </dev/null >/dev/null 2>&1 {_WHEN_READY}"
 
 #: Three daemons that end at once.
 CLEAN = _daemons(SLEEP, SLEEP, SLEEP)
@@ -66,8 +68,8 @@ CLEAN = _daemons(SLEEP, SLEEP, SLEEP)
 ONE = _daemons(SLEEP)
 #: One that needs 0.3 s for its end, whoever is signalled meanwhile.
 SLOW = _daemons(
-    """sh -c 'trap "trap \\"\\" TERM; sleep 0.3; exit 0" TERM; sleep 100000 & wait' """
-    "</dev/null >/dev/null 2>&1 & echo $! >> /run/pids"
+    """sh -c 'trap "trap \\"\\" TERM; sleep 0.3; exit 0" TERM; echo $$ >> /run/pids; sleep 100000 & wait' """
+    f"</dev/null >/dev/null 2>&1 {_WHEN_READY}"
 )
 #: One that no TERM ends.
 STUBBORN = _daemons(_STUBBORN)

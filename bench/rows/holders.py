@@ -90,7 +90,11 @@ def _asked(ask: Callable[[], set[int]]) -> None:
 def _holder(world: World, root: str) -> subprocess.Popen[bytes]:
     """A process with its working directory inside; it ends with its standard input."""
     return subprocess.Popen(
-        ["/bin/busybox", "cat"], cwd=f"{root}/srv", stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=world.environment
+        ["/bin/busybox", "cat"],
+        cwd=f"{root}/srv",
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        env=world.environment,
     )
 
 
@@ -136,7 +140,15 @@ def _tidy(root: str) -> None:
 @contextlib.contextmanager
 def _holding(world: World, kind: str, busy: Busy, outside: str) -> Iterator[int]:
     """The pid of what holds, or 0 for what no pid names."""
-    command = [sys.executable, "-B", str(TREE / "tests/crash/holder_kinds.py"), kind, busy.root, outside, str(busy.daemon)]
+    command = [
+        sys.executable,
+        "-B",
+        str(TREE / "tests/crash/holder_kinds.py"),
+        kind,
+        busy.root,
+        outside,
+        str(busy.daemon),
+    ]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=world.environment
     ) as process:

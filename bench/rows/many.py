@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import peers
 from lives import resident_kib
@@ -55,7 +55,9 @@ def _all(world: World, kind: str, disks: Sequence[Path], crun: Pass | None, note
     tenth = max(1, count // 10)
     for verb, seconds in (("start", ours.starts), ("stop", ours.stops[::-1])):
         growth = median(seconds[-tenth:]) / median(seconds[:tenth])
-        goals.append(at_most(f"a {verb} beside {count - tenth} or more: times one beside up to {tenth}", growth, GROWTH))
+        goals.append(
+            at_most(f"a {verb} beside {count - tenth} or more: times one beside up to {tenth}", growth, GROWTH)
+        )
     before, running, after = ours.memory
     goals += [
         at_most("MiB that the program has grown by when all run", (running - before) / 1024, 1),
@@ -75,38 +77,40 @@ def _ours(world: World, disks: Sequence[Path]) -> Pass:
         runtime.start(instances[0])
         runtime.stop(instances[0])
     before, there = resident_kib(os.getpid()), _processes()
-    starts = [_seconds(lambda i=i: runtime.start(i)) for i in instances]
+    starts = [_seconds(runtime.start, i) for i in instances]
     running = resident_kib(os.getpid())
     others = len(_processes() - there) - sum(info.processes or 0 for info in runtime.list())
-    stops = [_seconds(lambda i=i: runtime.stop(i)) for i in instances]
+    stops = [_seconds(runtime.stop, i) for i in instances]
     return Pass(starts, stops, (before, running, resident_kib(os.getpid())), others)
 
 
 def _in_parallel(world: World, disks: Sequence[Path], *, rounds: int) -> Row:
     runtime = world.runtime(lock_timeout=60)
     instances = [chrootfw.Instance(world.name(), disk=str(disk)) for disk in disks]
-    verbs = {"start": runtime.start, "stop": runtime.stop}
+    verbs: dict[str, Callable[[Any], object]] = {"start": runtime.start, "stop": runtime.stop}
     samples: dict[str, list[float]] = {f"{verb} all, {way}": [] for way in ("in turn", "at once") for verb in verbs}
     with ThreadPoolExecutor(len(instances)) as pool:
         for _ in range(rounds):
-            for way, each in (("in turn", map), ("at once", pool.map)):
-                for name, verb in verbs.items():
-                    samples[f"{name} all, {way}"].append(_seconds(lambda each=each, verb=verb: list(each(verb, instances))))
-    goals = [
-        at_most(f"{verb}: at once is so many times in turn", times(samples, f"{verb} all, at once", f"{verb} all, in turn"), 1)
-        for verb in verbs
-    ]
+            for name, verb in verbs.items():
+                samples[f"{name} all, in turn"].append(_seconds(list, map(verb, instances)))
+            for name, verb in verbs.items():
+                samples[f"{name} all, at once"].append(_seconds(_all_at_once, pool, verb, instances))
+    goals = []
+    for verb in verbs:
+        ratio = times(samples, f"{verb} all, at once", f"{verb} all, in turn")
+        goals.append(at_most(f"{verb}: at once is so many times in turn", ratio, 1))
     title = f"{len(instances)} in parallel from one program, in {len(instances)} threads"
     return Row(f"{KEY}-parallel", title, samples, goals, [])
 
 
 def _crun(world: World, count: int) -> tuple[Pass | None, list[str]]:
     found, notes = peers.available(world, peers.Crun)
-    for peer in found.values():
-        names = [peer.create(ONE) for _ in range(count)]
-        starts = [_seconds(lambda name=name: peer.start(name)) for name in names]
-        return Pass(starts, [_seconds(lambda name=name: peer.stop(name)) for name in names]), notes
-    return None, notes
+    crun = found.get(peers.Crun.name)
+    if crun is None:
+        return None, notes
+    names = [crun.create(ONE) for _ in range(count)]
+    starts = [_seconds(crun.start, name) for name in names]
+    return Pass(starts, [_seconds(crun.stop, name) for name in names]), notes
 
 
 def _directories(world: World, count: int) -> list[Path]:
@@ -126,7 +130,11 @@ def _processes() -> set[int]:
     return {int(entry) for entry in os.listdir("/proc") if entry.isdigit()}
 
 
-def _seconds(call: Callable[[], object]) -> float:
+def _all_at_once(pool: ThreadPoolExecutor, verb: Callable[[Any], object], instances: Sequence[object]) -> None:
+    list(pool.map(verb, instances))
+
+
+def _seconds(call: Callable[..., object], *arguments: object) -> float:
     began = time.perf_counter()
-    call()
+    call(*arguments)
     return time.perf_counter() - began

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import peers
 from lives import Limit, Ours
 from measure import Contestant, Row, at_least, at_most, interleaved, median, not_measured, times
-from world import FOURTEEN, SLOW, STUBBORN, Daemons, World
-
 from rows.stop import LIMIT_OVER, OVER, after, stop_of
+from world import FOURTEEN, SLOW, STUBBORN, Daemons, World
 
 KEY = "slow-daemons"
 
@@ -39,8 +39,8 @@ def run(world: World, *, quick: bool) -> Iterator[Row]:
     for case in CASES:
         ours, limit = Ours(world, case.daemons), Limit(world, case.daemons)
         contestants: dict[str, Contestant] = {
-            "chrootfw": after(ours.start, lambda ours=ours: ours.stop_watched(GRACE)),
-            "C": after(limit.start, lambda limit=limit: limit.stop(GRACE)),
+            "chrootfw": after(ours.start, partial(ours.stop_watched, GRACE)),
+            "C": after(limit.start, partial(limit.stop, GRACE)),
         }
         found, notes = peers.available(world, *(() if quick else (peers.Schroot,)))
         for peer in () if quick else found.values():
@@ -55,5 +55,7 @@ def run(world: World, *, quick: bool) -> Iterator[Row]:
         else:
             goals.append(at_least("times faster than schroot", times(samples, "schroot", "chrootfw"), 1))
         notes = [] if quick else notes
-        notes.append(f"C is {least:.1f} ms over {case.wait:g} s: the run of the script, and what the daemon itself takes")
+        notes.append(
+            f"C is {least:.1f} ms over {case.wait:g} s: the run of the script, and what the daemon itself takes"
+        )
         yield Row(f"{KEY}-{case.key}", f"stop, {case.title}", samples, goals, notes)

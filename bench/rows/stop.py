@@ -8,7 +8,7 @@ from functools import partial
 import peers
 from lives import Limit, Ours
 from measure import Contestant, Row, at_least, at_most, interleaved, median, timed, times
-from world import World
+from world import Daemons, World
 
 KEY = "stop"
 TITLE = "stop + cleanup in process, clean daemons"
@@ -62,7 +62,7 @@ def _beside_a_crowd(world: World, count: int, *, rounds: int) -> Row:
     return Row(f"{KEY}-crowd", f"{TITLE}, beside {count:,} processes", samples, goals, notes)
 
 
-def stop_of(peer: peers.Peer, *daemons: peers.Daemons, limit: float = 10.0) -> Contestant:
+def stop_of(peer: peers.Peer, *daemons: Daemons, limit: float = 10.0) -> Contestant:
     """Start a peer's instance, and measure its stop."""
     name = peer.create(*daemons)
     return after(partial(peer.start, name), partial(timed, partial(peer.stop, name, limit)))

@@ -6,13 +6,13 @@ import time
 from collections.abc import Generator, Iterator
 from functools import partial
 
-import chrootfw
 import peers
 from lives import output, program
 from measure import Contestant, Row, at_least, at_most, interleaved, timed, times
+from rows.stop import after
 from world import World
 
-from rows.stop import after
+import chrootfw
 
 KEY = "sub-mounts"
 
@@ -96,5 +96,3 @@ class Mounts:
 
     def _make(self, directory: object) -> None:
         output(program(self.world, "unmount"), "make", directory, self.count)
-
-
