@@ -96,9 +96,9 @@ def _in_parallel(world: World, disks: Sequence[Path], *, rounds: int) -> Row:
             for name, verb in verbs.items():
                 samples[f"{name} all, at once"].append(_seconds(_all_at_once, pool, verb, instances))
     goals = []
-    for verb in verbs:
-        ratio = times(samples, f"{verb} all, at once", f"{verb} all, in turn")
-        goals.append(at_most(f"{verb}: at once is so many times in turn", ratio, 1))
+    for name in verbs:
+        ratio = times(samples, f"{name} all, at once", f"{name} all, in turn")
+        goals.append(at_most(f"{name}: at once is so many times in turn", ratio, 1))
     title = f"{len(instances)} in parallel from one program, in {len(instances)} threads"
     return Row(f"{KEY}-parallel", title, samples, goals, [])
 
