@@ -30,6 +30,9 @@ ROWS = (
     "listing", "commands", "start", "stop", "slow_daemons", "sub_mounts", "holders", "many", "hooks", "scale",
 )  # fmt: skip
 
+#: Of the caller's environment: where the packages of the tests and of pip come from.
+KEPT = ("XDG_CACHE_HOME", "PIP_", "http_proxy", "https_proxy", "no_proxy")
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -74,7 +77,7 @@ def _in_namespaces(options: argparse.Namespace) -> int:
         "/bin/busybox", "sh", "-c", '"$@"; exit $?', "sh",
         sys.executable, "-B", str(HERE / "run.py"), *words, "--inside", place,
     ]  # fmt: skip
-    kept = {name: value for name in ("XDG_CACHE_HOME", "TMPDIR") if (value := os.environ.get(name))}
+    kept = {name: value for name, value in os.environ.items() if name.startswith(KEPT)}
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         return subprocess.run(command, env={**worlds.ENVIRONMENT, **kept}, check=False).returncode
