@@ -36,7 +36,10 @@ def run(world: World, *, quick: bool) -> Iterator[Row]:
 
 
 def _command(world: World, *words: str | Path) -> Contestant:
-    return lambda: world.run(*words) and None
+    def run() -> None:
+        world.run(*words)
+
+    return run
 
 
 # -- list -------------------------------------------------------------------------------------------
