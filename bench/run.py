@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small counts, few rounds: does it work?")
     parser.add_argument("--json", metavar="FILE", help="write machine, versions, samples and goals")
     parser.add_argument("--plot", metavar="FILE.svg", help="draw the medians of every row")
-    parser.add_argument("--markdown", metavar="FILE", help="write the table there, too")
+    parser.add_argument("--markdown", metavar="FILE", help="write everything that is printed there, too, for a page")
     parser.add_argument("--seed", type=int, default=0, help="of the order in which contestants run")
     parser.add_argument("--inside", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -108,7 +108,8 @@ def measure(options: argparse.Namespace) -> None:
         if options.json:
             report.write_json(Path(options.json), machine, rows)
         if options.markdown:
-            Path(options.markdown).write_text(report.markdown(machine, rows))
+            plot = options.plot and os.path.relpath(options.plot, os.path.dirname(options.markdown))
+            Path(options.markdown).write_text(report.markdown(machine, rows, plot))
         if options.plot:
             report.write_plot(Path(options.plot), rows)
     if failed:
