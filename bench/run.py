@@ -18,6 +18,7 @@ import tempfile
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
@@ -29,6 +30,9 @@ from measure import Row
 ROWS = (
     "listing", "commands", "start", "stop", "slow_daemons", "sub_mounts", "holders", "many", "hooks", "scale",
 )  # fmt: skip
+
+#: The options that name a file to write.
+FILES = ("json", "plot", "markdown")
 
 #: Of the caller's environment: where the packages of the tests and of pip come from.
 KEPT = ("XDG_CACHE_HOME", "PIP_", "http_proxy", "https_proxy", "no_proxy")
@@ -52,9 +56,11 @@ def main() -> None:
         measure(options)
         return
     subprocess.run([sys.executable, str(HERE / "prepare.py")], check=True)
-    for option in ("json", "plot", "markdown"):
+    for option in FILES:
         if file := getattr(options, option):
             setattr(options, option, os.path.abspath(file))
+            if not os.path.isdir(os.path.dirname(getattr(options, option))):
+                parser.error(f"--{option}: there is no directory for {file}")
     sys.exit(_in_namespaces(options))
 
 
@@ -68,7 +74,7 @@ def _in_namespaces(options: argparse.Namespace) -> int:
     place = tempfile.mkdtemp(prefix=f"{mark}-")
     os.chmod(place, 0o755)
     words = [*options.rows, "--seed", str(options.seed), *(["--quick"] if options.quick else [])]
-    for option in ("json", "plot", "markdown"):
+    for option in FILES:
         if file := getattr(options, option):
             words += [f"--{option}", file]
     command = [
@@ -104,16 +110,22 @@ def measure(options: argparse.Namespace) -> None:
             except Exception:  # the rows after it shall be measured all the same
                 traceback.print_exc()
                 failed.append(name)
+            _write(options, machine, rows)  # after each: the next may take an hour, and fail
         print(report.goals(rows))
-        if options.json:
-            report.write_json(Path(options.json), machine, rows)
-        if options.markdown:
-            plot = options.plot and os.path.relpath(options.plot, os.path.dirname(options.markdown))
-            Path(options.markdown).write_text(report.markdown(machine, rows, plot))
-        if options.plot:
-            report.write_plot(Path(options.plot), rows)
     if failed:
         sys.exit(f"these rows could not be measured: {', '.join(failed)}")
+
+
+def _write(options: argparse.Namespace, machine: dict[str, Any], rows: list[Row]) -> None:
+    import report
+
+    if options.json:
+        report.write_json(Path(options.json), machine, rows)
+    if options.plot:
+        report.write_plot(Path(options.plot), rows)
+    if options.markdown:
+        plot = options.plot and os.path.relpath(options.plot, os.path.dirname(options.markdown))
+        Path(options.markdown).write_text(report.markdown(machine, rows, plot))
 
 
 def _rows(name: str, world: worlds.World, *, quick: bool) -> Iterator[Row]:
