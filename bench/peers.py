@@ -7,6 +7,7 @@ daemons and says so through a FIFO. No peer is asked for a network or limits: ch
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import select
@@ -15,11 +16,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from world import CLEAN, Daemons, World
+from world import CLEAN, ONE, Daemons, World
 
 #: Seconds for anything of a peer; what takes longer hangs.
 TIMEOUT = 60
@@ -67,6 +68,17 @@ class Peer:
         """Ask once for all instances, their states included."""
         raise NotImplementedError
 
+    def fill(self, count: int) -> Sequence[str]:
+        """So many instances that a list shows as running."""
+        names = [self.create(ONE) for _ in range(count)]
+        for name in names:
+            self.start(name)
+        return names
+
+    def clear(self, names: Iterable[str]) -> None:
+        for name in names:
+            self.stop(name)
+
 
 def _open_ready(root: Path) -> int:
     return os.open(root / "ready", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -108,7 +120,7 @@ class Crun(Peer):
         name = self.world.name(self.name)
         bundle = self.bundles[name] = self.world.new("bundle")
         bundle.mkdir()
-        root = self.world.root(daemons)
+        root = self.world.root(daemons, linked=True)
         self.world.run(self.program, "spec", cwd=bundle)
         spec = json.loads((bundle / "config.json").read_text())
         spec["root"] = {"path": str(root), "readonly": False}
@@ -158,7 +170,7 @@ class Lxc(Peer):
 
     def create(self, daemons: Daemons = CLEAN) -> str:
         name = self.world.name("lxc")
-        root = self.roots[name] = self.world.root(daemons)
+        root = self.roots[name] = self.world.root(daemons, linked=True)
         (self.containers / name).mkdir()
         (self.containers / name / "config").write_text(
             f"lxc.rootfs.path = dir:{root}\n"
@@ -202,7 +214,7 @@ class _Foreground(Peer):
 
     def create(self, daemons: Daemons = CLEAN) -> str:
         name = self.world.name(self.name.rpartition("-")[2])
-        self.roots[name] = self.world.root(daemons)
+        self.roots[name] = self.world.root(daemons, linked=True)
         return name
 
     def words(self, name: str) -> list[str]:
@@ -279,7 +291,7 @@ class Schroot(Peer):
     def create(self, daemons: Daemons = CLEAN) -> str:
         name = self.world.name("schroot")
         Path(f"/etc/schroot/chroot.d/{name}-source").write_text(
-            f"[{name}-source]\ntype=directory\ndirectory={self.world.root(daemons)}\nprofile=minimal\n"
+            f"[{name}-source]\ntype=directory\ndirectory={self.world.root(daemons, linked=True)}\nprofile=minimal\n"
             "root-users=root\nusers=root\n"
         )
         return name
@@ -297,6 +309,14 @@ class Schroot(Peer):
     def list(self) -> None:
         self.world.run("schroot", "--list", "--all-sessions")
 
+    def fill(self, count: int) -> Sequence[str]:
+        """Sessions of one directory, in which nothing runs: its list looks at nothing but its files."""
+        source = self.create(ONE)
+        names = [self.world.name("schroot") for _ in range(count)]
+        for name in names:
+            self.world.run("schroot", "--begin-session", "--chroot", f"{source}-source", "--session-name", name)
+        return names
+
 
 class Podman(Peer):
     name = program = "podman"
@@ -308,7 +328,7 @@ class Podman(Peer):
 
     def create(self, daemons: Daemons = CLEAN) -> str:
         name = self.world.name("podman")
-        self.roots[name] = self.world.root(daemons)
+        self.roots[name] = self.world.root(daemons, linked=True)
         return name
 
     def _command(self, *words: str) -> None:
@@ -371,7 +391,7 @@ class Ganeti(Peer):
 
     def start(self, name: str) -> None:
         hypervisor = self.hypervisor
-        from ganeti import objects
+        objects = importlib.import_module("ganeti.objects")
 
         instance = objects.Instance(
             name=name, hypervisor="chroot", hvparams={"init_script": "/ganeti-chroot"}, disks_info=[],
@@ -381,7 +401,7 @@ class Ganeti(Peer):
 
     def stop(self, name: str, limit: float = 10.0) -> None:
         """As Ganeti's backend does: stop every 5 s, then by force, then clean up."""
-        from ganeti import objects
+        objects = importlib.import_module("ganeti.objects")
 
         instance = objects.Instance(name=name, hypervisor="chroot", hvparams={"init_script": "/ganeti-chroot"})
         hypervisor, began, tried = self.hypervisor, time.monotonic(), False

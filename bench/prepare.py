@@ -5,13 +5,14 @@ What is there already is left alone. The peers start no service that the bench w
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path[0:0] = [str(HERE.parent / "tests/real"), str(HERE.parent / "tests/ganeti")]
 
-import prepare as of_the_tests  # tests/real/prepare.py; this file is never imported by that name
+of_the_tests = importlib.import_module("prepare")  # tests/real/prepare.py; nobody imports this file by that name
 
 #: Those whom chrootfw is measured beside.
 PEERS = ("bubblewrap", "crun", "lxc", "podman", "runc", "schroot", "systemd-container")

@@ -81,8 +81,10 @@ def goals(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def markdown(machine: dict[str, Any], rows: Sequence[Row]) -> str:
-    return "\n".join([heading(machine), goals(rows), *(row(each) for each in rows), ""])
+def markdown(machine: dict[str, Any], rows: Sequence[Row], plot: str | None) -> str:
+    """Everything, for a page. ``plot``: where the page finds it."""
+    shown = [f"\n![Medians of every row, on a logarithmic scale]({plot})"] if plot else []
+    return "\n".join([heading(machine), goals(rows), *shown, *(row(each) for each in rows), ""])
 
 
 def write_json(file: Path, machine: dict[str, Any], rows: Sequence[Row]) -> None:

@@ -18,6 +18,7 @@ import tempfile
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
@@ -30,6 +31,12 @@ ROWS = (
     "listing", "commands", "start", "stop", "slow_daemons", "sub_mounts", "holders", "many", "hooks", "scale",
 )  # fmt: skip
 
+#: The options that name a file to write.
+FILES = ("json", "plot", "markdown")
+
+#: Of the caller's environment: where the packages of the tests and of pip come from.
+KEPT = ("XDG_CACHE_HOME", "PIP_", "http_proxy", "https_proxy", "no_proxy")
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -37,7 +44,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small counts, few rounds: does it work?")
     parser.add_argument("--json", metavar="FILE", help="write machine, versions, samples and goals")
     parser.add_argument("--plot", metavar="FILE.svg", help="draw the medians of every row")
-    parser.add_argument("--markdown", metavar="FILE", help="write the table there, too")
+    parser.add_argument("--markdown", metavar="FILE", help="write everything that is printed there, too, for a page")
     parser.add_argument("--seed", type=int, default=0, help="of the order in which contestants run")
     parser.add_argument("--inside", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -49,9 +56,11 @@ def main() -> None:
         measure(options)
         return
     subprocess.run([sys.executable, str(HERE / "prepare.py")], check=True)
-    for option in ("json", "plot", "markdown"):
+    for option in FILES:
         if file := getattr(options, option):
             setattr(options, option, os.path.abspath(file))
+            if not os.path.isdir(os.path.dirname(getattr(options, option))):
+                parser.error(f"--{option}: there is no directory for {file}")
     sys.exit(_in_namespaces(options))
 
 
@@ -65,7 +74,7 @@ def _in_namespaces(options: argparse.Namespace) -> int:
     place = tempfile.mkdtemp(prefix=f"{mark}-")
     os.chmod(place, 0o755)
     words = [*options.rows, "--seed", str(options.seed), *(["--quick"] if options.quick else [])]
-    for option in ("json", "plot", "markdown"):
+    for option in FILES:
         if file := getattr(options, option):
             words += [f"--{option}", file]
     command = [
@@ -74,7 +83,7 @@ def _in_namespaces(options: argparse.Namespace) -> int:
         "/bin/busybox", "sh", "-c", '"$@"; exit $?', "sh",
         sys.executable, "-B", str(HERE / "run.py"), *words, "--inside", place,
     ]  # fmt: skip
-    kept = {name: value for name in ("XDG_CACHE_HOME", "TMPDIR") if (value := os.environ.get(name))}
+    kept = {name: value for name, value in os.environ.items() if name.startswith(KEPT)}
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         return subprocess.run(command, env={**worlds.ENVIRONMENT, **kept}, check=False).returncode
@@ -101,15 +110,22 @@ def measure(options: argparse.Namespace) -> None:
             except Exception:  # the rows after it shall be measured all the same
                 traceback.print_exc()
                 failed.append(name)
+            _write(options, machine, rows)  # after each: the next may take an hour, and fail
         print(report.goals(rows))
-        if options.json:
-            report.write_json(Path(options.json), machine, rows)
-        if options.markdown:
-            Path(options.markdown).write_text(report.markdown(machine, rows))
-        if options.plot:
-            report.write_plot(Path(options.plot), rows)
     if failed:
         sys.exit(f"these rows could not be measured: {', '.join(failed)}")
+
+
+def _write(options: argparse.Namespace, machine: dict[str, Any], rows: list[Row]) -> None:
+    import report
+
+    if options.json:
+        report.write_json(Path(options.json), machine, rows)
+    if options.plot:
+        report.write_plot(Path(options.plot), rows)
+    if options.markdown:
+        plot = options.plot and os.path.relpath(options.plot, os.path.dirname(options.markdown))
+        Path(options.markdown).write_text(report.markdown(machine, rows, plot))
 
 
 def _rows(name: str, world: worlds.World, *, quick: bool) -> Iterator[Row]:

@@ -134,10 +134,15 @@ class World:
 
     # -- what instances are made of ------------------------------------------------------------------
 
-    def root(self, daemons: Daemons = CLEAN) -> Path:
-        """A directory with a root file system of its own."""
-        path = self.new("root")
-        roots.copy(self._template("root", daemons, 0), path)
+    def root(self, daemons: Daemons = CLEAN, *, linked: bool = False) -> Path:
+        """A directory with a root file system of its own. ``linked``: its files are shared with others; for hundreds of them."""
+        path, template = self.new("root"), self._template("root", daemons, 0)
+        if linked:
+            subprocess.run(["cp", "--archive", "--link", "--no-target-directory", str(template), str(path)], check=True)
+            os.unlink(path / "ready")
+            os.mkfifo(path / "ready")
+        else:
+            roots.copy(template, path)
         return path
 
     def image(self, daemons: Daemons = CLEAN, size: int = 24 << 20) -> Path:
@@ -212,10 +217,11 @@ class World:
     def python(self) -> Path:
         """The ``bin`` of an environment of Python in which chrootfw is installed from a wheel, with all its .pyc files.
 
-        ``empty`` beside it is a console script that does nothing, written by the same installer.
+        Beside it, written by the same installer: ``empty``, a console script that does nothing, and ``imports``, which does
+        nothing but import pluggy, attrs and argparse.
         """
         if self._python is None:
-            self._python = _environment(self.new("python"), self.new("empty"))
+            self._python = _environment(self.new("python"), self.new("scripts"))
         return self._python
 
     def run(self, *command: str | Path, check: bool = True, **how: Any) -> subprocess.CompletedProcess[Any]:
@@ -265,26 +271,29 @@ def _environment(place: Path, project: Path) -> Path:
     project.mkdir()
     (project / "pyproject.toml").write_text(
         '[build-system]\nrequires = ["hatchling"]\nbuild-backend = "hatchling.build"\n'
-        '[project]\nname = "empty"\nversion = "1"\n'
-        '[project.scripts]\nempty = "empty:main"\n'
-        '[tool.hatch.build.targets.wheel]\nonly-include = ["empty.py"]\n'
+        '[project]\nname = "bench-scripts"\nversion = "1"\n'
+        '[project.scripts]\nempty = "bench_empty:main"\nimports = "bench_imports:main"\n'
+        '[tool.hatch.build.targets.wheel]\nonly-include = ["bench_empty.py", "bench_imports.py"]\n'
     )
-    (project / "empty.py").write_text("def main():\n    return 0\n")
+    (project / "bench_empty.py").write_text("def main():\n    return 0\n")
+    (project / "bench_imports.py").write_text(
+        "import argparse\nimport attrs\nimport pluggy\ndef main():\n    return 0\n"
+    )
     tree = project / "tree"  # what building leaves behind stays out of the source tree
     shutil.copytree(
         TREE,
         tree,
         ignore=shutil.ignore_patterns(".git", ".tox", "__pycache__", "*.egg-info", ".*_cache", ".hypothesis"),
     )
-    environment = {**ENVIRONMENT, **{k: v for k, v in os.environ.items() if k.startswith(("PIP_", "http", "https"))}}
+    environment = {**ENVIRONMENT, **{k: v for k, v in os.environ.items() if k.startswith(("PIP_", "http", "no_proxy"))}}
     python = place / "bin/python"
 
     def run(*command: str | Path) -> None:
         subprocess.run([*map(str, command)], env=environment, stdout=subprocess.DEVNULL, check=True)
 
     run(sys.executable, "-m", "venv", place)
-    run(python, "-m", "pip", "install", "--quiet", "--upgrade", "pip")
-    run(python, "-m", "pip", "install", "--quiet", tree, project)
+    run(python, "-m", "pip", "install", "-qq", "--upgrade", "pip")
+    run(python, "-m", "pip", "install", "-qq", tree, project)
     return python.parent
 
 
