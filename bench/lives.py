@@ -10,6 +10,7 @@ from pathlib import Path
 from world import CLEAN, HERE, Daemons, World
 
 import chrootfw
+from chrootfw import inventory
 from chrootfw.system import cgroups, mounts
 
 INIT = "/etc/chrootfw/init"
@@ -37,7 +38,7 @@ class Ours:
 
     def pids(self) -> list[int]:
         """Its own processes."""
-        return [process.pid for process in self.runtime.processes(self.instance) if process.own]
+        return inventory.Survey(self.runtime.run_dir).own(self.instance.name)
 
     def stop_watched(self, timeout: float | None = None) -> float:
         """``stop``; how long it took after the end of the last process is added to ``last_exits``."""
