@@ -62,7 +62,9 @@ class Busy:
         return self._pids("lsof", "-w", "-t", self.root)
 
     def limit(self) -> float:
-        return float(output(program(self.world, "holders"), self.root).split()[0])
+        seconds, *pids = output(program(self.world, "holders"), self.root).split()
+        assert self.daemon in map(int, pids), "C does not find what chrootfw finds"
+        return float(seconds)
 
     def _pids(self, *command: str) -> set[int]:
         done = self.world.run(*command, check=False, stdout=subprocess.PIPE, text=True)
@@ -84,7 +86,7 @@ def _beside(busy: Busy, count: int, *, rounds: int) -> Row:
 
 
 def _asked(ask: Callable[[], set[int]]) -> None:
-    assert ask(), "nobody was found, and there is somebody"
+    assert ask(), "nobody is found, and there is somebody"
 
 
 def _holder(world: World, root: str) -> subprocess.Popen[bytes]:
@@ -125,7 +127,7 @@ def _who_is_found(world: World, busy: Busy) -> Row:
     for other in ("fuser -m", "lsof"):
         goals.append(at_least(f"kinds that {other} misses", len(missed[other]), 1))
     notes = [f"{asked} kinds of holder, each alone on a loop device with ext4"]
-    notes += [f"{name} misses: {', '.join(kinds) or 'none'}" for name, kinds in missed.items()]
+    notes += [f"{name} misses: {'; '.join(kinds) or 'none'}" for name, kinds in missed.items()]
     return Row(f"{KEY}-complete", "holders of a busy mount: who is found", samples, goals, notes)
 
 
