@@ -33,4 +33,5 @@ html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#0b6e5f", "color-brand-content": "#0b6e5f"},
     "dark_css_variables": {"color-brand-primary": "#5fd3bf", "color-brand-content": "#5fd3bf"},
 }
-exclude_patterns = ["_build", "figures.md", "ganeti-table.md"]  # included in reliability.md and scale-out.md
+# The files of figures and tables are included in reliability.md, scale-out.md and performance.md.
+exclude_patterns = ["_build", "figures.md", "ganeti-table.md", "performance-figures.md"]
