@@ -303,7 +303,7 @@ def forget_cgroups(mark: str) -> None:
     for top in tops:
         for directory, _below, _files in os.walk(top, topdown=False):
             parts = Path(directory).relative_to(top).parts
-            if any(part.startswith(mark) for part in parts):
+            if any(part.startswith(f"{mark}-") for part in parts):
                 _remove_upwards(Path(directory), Path(top))
 
 
