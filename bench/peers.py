@@ -334,7 +334,7 @@ class Podman(Peer):
     def _command(self, *words: str) -> None:
         self.world.run(
             "podman", "--root", self.state / "root", "--runroot", self.state / "run", "--tmpdir", self.state / "tmp",
-            "--cgroup-manager=cgroupfs", "--events-backend=none", *words,
+            "--network-config-dir", self.state / "networks", "--cgroup-manager=cgroupfs", "--events-backend=none", *words,
         )  # fmt: skip
 
     def start(self, name: str) -> None:

@@ -38,7 +38,7 @@ ENVIRONMENT: Mapping[str, str] = {
 
 #: Where the peers keep something: covered by empty directories of the World.
 COVERED = (
-    "/etc/lxc", "/etc/schroot/chroot.d", "/run", "/var/cache/lxc", "/var/lib/containers", "/var/lib/lxc",
+    "/dev/shm", "/etc/lxc", "/etc/schroot/chroot.d", "/run", "/var/cache/lxc", "/var/lib/containers", "/var/lib/lxc",
     "/var/lib/schroot/session", "/var/lib/schroot/unpack", "/var/lib/schroot/mount", "/var/lib/machines",
 )  # fmt: skip
 
