@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,20 +64,21 @@ class Peer:
         """Run a command in an instance that runs."""
         raise NotImplementedError
 
-    def list(self) -> None:
+    def listing(self) -> None:
         """Ask once for all instances, their states included."""
         raise NotImplementedError
 
-    def fill(self, count: int) -> Sequence[str]:
-        """So many instances that a list shows as running."""
-        names = [self.create(ONE) for _ in range(count)]
-        for name in names:
-            self.start(name)
-        return names
+    def fill(self, count: int, names: list[str]) -> None:
+        """Start so many instances that a list shows as running. Each name is added before its start, which may fail."""
+        for _ in range(count):
+            names.append(self.create(ONE))
+            self.start(names[-1])
 
     def clear(self, names: Iterable[str]) -> None:
+        """Stop what ``fill`` has started, also what it did not start to the end."""
         for name in names:
-            self.stop(name)
+            with contextlib.suppress(RuntimeError, OSError, LookupError):
+                self.stop(name)
 
 
 def _open_ready(root: Path) -> int:
@@ -150,7 +151,7 @@ class Crun(Peer):
     def run(self, name: str, *command: str) -> None:
         self._command("exec", name, *command)
 
-    def list(self) -> None:
+    def listing(self) -> None:
         self._command("list")
 
 
@@ -200,7 +201,7 @@ class Lxc(Peer):
     def run(self, name: str, *command: str) -> None:
         self._command("lxc-attach", name, "--", *command)
 
-    def list(self) -> None:
+    def listing(self) -> None:
         self.world.run("lxc-ls", "-P", self.containers, "--fancy", "-F", "NAME,STATE")
 
 
@@ -306,16 +307,15 @@ class Schroot(Peer):
     def run(self, name: str, *command: str) -> None:
         self.world.run("schroot", "--run-session", "--chroot", name, "--directory", "/", "--", *command)
 
-    def list(self) -> None:
+    def listing(self) -> None:
         self.world.run("schroot", "--list", "--all-sessions")
 
-    def fill(self, count: int) -> Sequence[str]:
+    def fill(self, count: int, names: list[str]) -> None:
         """Sessions of one directory, in which nothing runs: its list looks at nothing but its files."""
         source = self.create(ONE)
-        names = [self.world.name("schroot") for _ in range(count)]
-        for name in names:
-            self.world.run("schroot", "--begin-session", "--chroot", f"{source}-source", "--session-name", name)
-        return names
+        for _ in range(count):
+            names.append(self.world.name("schroot"))
+            self.world.run("schroot", "--begin-session", "--chroot", f"{source}-source", "--session-name", names[-1])
 
 
 class Podman(Peer):
@@ -334,7 +334,7 @@ class Podman(Peer):
     def _command(self, *words: str) -> None:
         self.world.run(
             "podman", "--root", self.state / "root", "--runroot", self.state / "run", "--tmpdir", self.state / "tmp",
-            "--cgroup-manager=cgroupfs", "--events-backend=none", *words,
+            "--network-config-dir", self.state / "networks", "--cgroup-manager=cgroupfs", "--events-backend=none", *words,
         )  # fmt: skip
 
     def start(self, name: str) -> None:
@@ -351,7 +351,7 @@ class Podman(Peer):
     def run(self, name: str, *command: str) -> None:
         self._command("exec", name, *command)
 
-    def list(self) -> None:
+    def listing(self) -> None:
         self._command("ps", "--all")
 
 
@@ -417,7 +417,7 @@ class Ganeti(Peer):
     def run(self, name: str, *command: str) -> None:
         self.world.run("chroot", f"{self.hypervisor._ROOT_DIR}/{name}", *command)
 
-    def list(self) -> None:
+    def listing(self) -> None:
         """Ganeti reads the memory and the CPU time of all this way."""
         self.hypervisor.GetAllInstancesInfo()
 

@@ -38,7 +38,7 @@ ENVIRONMENT: Mapping[str, str] = {
 
 #: Where the peers keep something: covered by empty directories of the World.
 COVERED = (
-    "/etc/lxc", "/etc/schroot/chroot.d", "/run", "/var/cache/lxc", "/var/lib/containers", "/var/lib/lxc",
+    "/dev/shm", "/etc/lxc", "/etc/schroot/chroot.d", "/run", "/var/cache/lxc", "/var/lib/containers", "/var/lib/lxc",
     "/var/lib/schroot/session", "/var/lib/schroot/unpack", "/var/lib/schroot/mount", "/var/lib/machines",
 )  # fmt: skip
 
@@ -294,6 +294,7 @@ def _environment(place: Path, project: Path) -> Path:
     run(sys.executable, "-m", "venv", place)
     run(python, "-m", "pip", "install", "-qq", "--upgrade", "pip")
     run(python, "-m", "pip", "install", "-qq", tree, project)
+    run(python, "-m", "pip", "uninstall", "-qq", "--yes", "setuptools")  # its .pth file slows every start
     return python.parent
 
 
@@ -304,7 +305,7 @@ def forget_cgroups(mark: str) -> None:
     for top in tops:
         for directory, _below, _files in os.walk(top, topdown=False):
             parts = Path(directory).relative_to(top).parts
-            if any(part.startswith(mark) for part in parts):
+            if any(part.startswith(f"{mark}-") for part in parts):
                 _remove_upwards(Path(directory), Path(top))
 
 

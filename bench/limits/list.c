@@ -2,8 +2,9 @@
  *
  *     list RUN_DIR CGROUPS V1_CGROUPS PASSES
  *
- * The mount table once; for each cgroup of the run directory cgroup.events, cgroup.procs, the memory file and cpu.stat; each
- * instance's intent.json. V1_CGROUPS is - where version 2 has the memory. Prints the median of the passes in seconds.
+ * The mount table once; for each cgroup of the run directory cgroup.events, cgroup.procs, cpu.stat, and memory.current, or where
+ * no controller counts memory statm of each process; each instance's intent.json. V1_CGROUPS is - unless version 1 counts the
+ * memory. Prints the median of the passes in seconds.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -67,6 +68,7 @@ static unsigned long mounts(const char *run_dir)
 	return found;
 }
 
+/* Read the files of every directory in one. Without memory.current the processes are asked, whose pids are in the buffer. */
 static void each(const char *directory, const char *const *files)
 {
 	DIR *all = opendir(directory);
@@ -77,13 +79,22 @@ static void each(const char *directory, const char *const *files)
 		exit(1);
 	}
 	while ((entry = readdir(all))) {
-		char path[600];
+		char path[600], pids[4096] = "";
 
 		if (entry->d_name[0] == '.' || entry->d_type != DT_DIR)
 			continue;
 		for (const char *const *file = files; *file; file++) {
+			ssize_t got;
+
 			snprintf(path, sizeof(path), "%s/%s", entry->d_name, *file);
-			take(dirfd(all), path);
+			got = take(dirfd(all), path);
+			if (!strcmp(*file, "cgroup.procs") && got > 0)
+				snprintf(pids, sizeof(pids), "%.*s", (int)got, buffer);
+			if (!strcmp(*file, "memory.current") && got < 0)
+				for (char *pid = strtok(pids, "\n"); pid; pid = strtok(NULL, "\n")) {
+					snprintf(path, sizeof(path), "/proc/%s/statm", pid);
+					take(AT_FDCWD, path);
+				}
 		}
 	}
 	closedir(all);

@@ -97,7 +97,9 @@ def _ganeti(
                 names.append(ganeti.create(ONE))
                 ganeti.start(names[-1])
             with world.others(others):
-                samples[count, others] |= interleaved({"hv_chroot": ganeti.list}, rounds=3 if quick else 7, at_most=10)
+                samples[count, others] |= interleaved(
+                    {"hv_chroot": ganeti.listing}, rounds=3 if quick else 7, at_most=10
+                )
             assert len(ganeti.hypervisor.ListInstances()) == count
     finally:
         for name in names:
