@@ -32,7 +32,7 @@ _CLONE_PIDFD, _CLONE_INTO_CGROUP = 0x1000, 0x200000000
 _CLOSE_RANGE_CLOEXEC = 4
 _F_DUPFD, _SIG_BLOCK, _SIG_SETMASK, _TIOCSCTTY = 0, 0, 2, 0x540E
 _SignalSet = ctypes.c_char * 128  # sigset_t
-_ALL_SIGNALS = _SignalSet(*b"\xff" * 128)
+_ALL_SIGNALS = _SignalSet.from_buffer_copy(b"\xff" * 128)
 _SIGNALS = tuple(int(number) for number in signal.valid_signals())
 #: setgroups, setresgid, setresuid. Not by libc: that waits for the other threads, which a clone does not have.
 _GENERIC = (159, 149, 147)
