@@ -17,7 +17,7 @@ from typing import Any
 import attrs
 import pluggy
 
-from chrootfw import deprecated, hookspecs
+from chrootfw import deprecated, hookspecs, installed
 from chrootfw.errors import PluginError, PluginLoadError
 from chrootfw.hook_calls import where
 
@@ -60,6 +60,14 @@ class PluginRecord:
         return f"plugin {self.name}" + (f" ({origin})" if origin else "")
 
 
+class _Manager(pluggy.PluginManager):
+    """pluggy's, which looks at every attribute of a plugin (inspect.getattr_static): those of all objects are left out."""
+
+    def parse_hookimpl_opts(self, plugin: object, name: str) -> Any:
+        """The options of a hook's implementation, ``None`` for what is none."""
+        return None if name.startswith("__") else super().parse_hookimpl_opts(plugin, name)
+
+
 class Registry:
     """The plugins of one runtime. ``failures`` are those that could not be loaded (``PluginLoadError``), ``left_out`` the
     records of those that ``without`` names; ``known_failures`` are failures from before."""
@@ -84,7 +92,7 @@ class Registry:
         self.failures = list(self.known_failures)
         self.left_out: list[PluginRecord] = []
         self.records: dict[str, PluginRecord] = {}
-        self.manager = pluggy.PluginManager("chrootfw")
+        self.manager = _Manager("chrootfw")
         self.manager.add_hookspecs(hookspecs)
         if defaults:
             from chrootfw import __version__
@@ -266,13 +274,10 @@ class Registry:
 
 def entry_points(group: str) -> list[tuple[PluginRecord, Any]]:
     """The installed plugins of an entry-point group, chrootfw's own first, sorted by name: ``(record, load)``."""
-    from importlib import metadata
-
     found: dict[str, tuple[PluginRecord, Any]] = {}
-    for point in metadata.entry_points(group=group):
-        dist = point.dist
-        band = "instance" if group != GROUP else "first-party" if dist and dist.name == "chrootfw" else "installed"
-        record = PluginRecord(point.name, band, dist.name if dist else "", dist.version if dist else "")
+    for point in installed.entry_points(group):
+        ours = "first-party" if point.distribution == "chrootfw" else "installed"
+        record = PluginRecord(point.name, ours if group == GROUP else "instance", point.distribution, point.version)
         found.setdefault(point.name, (record, point.load))
     return [found[name] for name in sorted(found, key=lambda name: (found[name][0].band != "first-party", name))]
 

@@ -10,11 +10,11 @@ import os
 import pkgutil
 import re
 import shutil
-from importlib import metadata, resources
+from importlib import resources
 from string import Template
 
 import chrootfw
-from chrootfw import plugins
+from chrootfw import installed, plugins
 from chrootfw.errors import ChrootfwError, InputError
 from chrootfw.runtime import Runtime
 
@@ -87,7 +87,7 @@ def _taken() -> set[str]:
     rooms = {module.name for module in pkgutil.iter_modules(chrootfw.__path__)}
     modules = {*plugins.DEFAULTS}
     for group in (plugins.GROUP, plugins.INSTANCE_GROUP):
-        modules |= {p.module for p in metadata.entry_points(group=group) if p.dist and p.dist.name == "chrootfw"}
+        modules |= {point.module for point in installed.entry_points(group) if point.distribution == "chrootfw"}
     packages = {module.partition(".")[0].removeprefix("chrootfw_") for module in modules}
     others = [record.name for record, _ in plugins.entry_points(plugins.GROUP) if record.band != "first-party"]
     parameters = {parameter.name for _, parameter in Runtime(discover=True, without=others).parameters()}

@@ -38,7 +38,7 @@ FLOORS = (
         "system.users",
         "system.trees",
     ),
-    ("hookspecs", "typed", "hook_calls", "deprecated", "plugins", "stages", "steps", "interrupts"),
+    ("installed", "hookspecs", "typed", "hook_calls", "deprecated", "plugins", "stages", "steps", "interrupts"),
     ("intents", "inventory", "entering", "config"),
     ("jobs", "pipes", "scripts", "killing", "unmounting", "debts", "mounting", "starting", "stopping"),
     ("node", "verify", "runtime"),

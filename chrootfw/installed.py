@@ -1,0 +1,116 @@
+"""The entry points of installed distributions, read from their files.
+
+``importlib.metadata`` does the same, and importing it costs a command 40 ms: email, zipfile, tempfile and more. Where
+something is installed in a way that needs it (a zip file or an egg on the path, a finder of somebody's own) it is asked.
+The formats: https://packaging.python.org/en/latest/specifications/entry-points/ and .../recording-installed-packages/.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from importlib.machinery import PathFinder
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class EntryPoint:
+    """``name`` in its group, ``value`` as ``module:attribute``, and the distribution that has it."""
+
+    __slots__ = ("distribution", "name", "value", "version")
+
+    def __init__(self, name: str, value: str, distribution: str, version: str) -> None:
+        self.name = name
+        self.value = value
+        self.distribution = distribution
+        self.version = version
+
+    @property
+    def module(self) -> str:
+        """The name of the module."""
+        return self.value.partition("[")[0].partition(":")[0].strip()
+
+    def load(self) -> object:
+        """Import what it names. Raises whatever the import raises, ``AttributeError`` for an attribute that is not there."""
+        found: object = importlib.import_module(self.module)
+        attribute = self.value.partition("[")[0].partition(":")[2].strip()
+        for part in filter(None, attribute.split(".")):
+            found = getattr(found, part)
+        return found
+
+
+def entry_points(group: str) -> list[EntryPoint]:
+    """The entry points of a group, in the order of ``sys.path``; of distributions of one name the first alone counts."""
+    if any(hasattr(finder, "find_distributions") and finder is not PathFinder for finder in sys.meta_path):
+        return _by_importlib(group)
+    found: list[EntryPoint] = []
+    seen: set[str] = set()
+    for place in sys.path:
+        try:
+            names = os.listdir(place or ".")
+        except NotADirectoryError:  # a zip file
+            return _by_importlib(group)
+        except OSError:
+            continue
+        if place.lower().endswith(".egg"):
+            return _by_importlib(group)
+        for name in names:
+            stem, dot, kind = name.rpartition(".")
+            if not dot or kind not in ("dist-info", "egg-info"):
+                continue
+            known = _normalized(stem.partition("-")[0])
+            if known in seen:
+                continue
+            seen.add(known)
+            directory = os.path.join(place, name)
+            text = _read(f"{directory}/entry_points.txt")
+            if group in text:
+                points = list(_parse(text, group))
+                of = _identity(directory) if points else ("", "")
+                found += [EntryPoint(point, value, *of) for point, value in points]
+    return found
+
+
+def _by_importlib(group: str) -> list[EntryPoint]:
+    from importlib import metadata
+
+    points = metadata.entry_points(group=group)
+    return [EntryPoint(p.name, p.value, *((p.dist.name, p.dist.version) if p.dist else ("", ""))) for p in points]
+
+
+def _normalized(name: str) -> str:
+    """As packaging has it: case, and which of ``-_.`` stands there, make no difference."""
+    return "_".join(filter(None, name.lower().replace("-", "_").replace(".", "_").split("_")))
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except (OSError, UnicodeDecodeError):
+        return ""  # it has none; or an .egg-info that is a file
+
+
+def _parse(text: str, group: str) -> Iterator[tuple[str, str]]:
+    section = ""
+    for line in map(str.strip, text.splitlines()):
+        if line.startswith("[") and line.endswith("]"):
+            section = line[1:-1]
+        elif section == group and line and not line.startswith("#"):
+            name, equals, value = line.partition("=")
+            if equals:
+                yield name.strip(), value.strip()
+
+
+def _identity(directory: str) -> tuple[str, str]:
+    """Name and version, as the distribution itself writes them."""
+    text = _read(f"{directory}/METADATA") or _read(f"{directory}/PKG-INFO")
+    header = text.partition("\n\n")[0].splitlines()
+
+    def value(key: str) -> str:
+        return next((line.partition(":")[2].strip() for line in header if line.lower().startswith(f"{key}:")), "")
+
+    return value("name"), value("version")
