@@ -143,7 +143,7 @@ class Survey:
         return self._found_elsewhere(name, intent)[0]
 
     def _found_elsewhere(self, name: str, intent: dict[str, Any] | None) -> tuple[int, Sequence[MountEntry]]:
-        if self.mounts(name) or not intent or not intents.is_current(intent):
+        if name in self._lines or not intent or not intents.is_current(intent):
             return 0, []
         namespace = intent.get("namespace")
         if not namespace or namespace == store.mount_namespace():
@@ -162,7 +162,7 @@ class Survey:
     def state(self, name: str, intent: dict[str, Any] | None) -> InstanceState:
         """The instance's state; the intent only says whether a stop was asked for."""
         pid, there = self._found_elsewhere(name, intent)
-        mounted = bool(self.mounts(name)) or pid != 0
+        mounted = name in self._lines or pid != 0
         if self.is_populated(name) or (mounted and self.rooted(name)):
             return InstanceState.RUNNING
         if there and processes.rooted({entry.id: name for entry in there}):

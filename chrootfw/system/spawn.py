@@ -30,7 +30,9 @@ CALLS = syscalls.Calls(ctypes.PyDLL(None, use_errno=True))
 _CLONE3, CLOSE_RANGE = 435, 436
 _CLONE_PIDFD, _CLONE_INTO_CGROUP = 0x1000, 0x200000000
 _CLOSE_RANGE_CLOEXEC = 4
-_F_DUPFD, _SIG_SETMASK, _TIOCSCTTY = 0, 2, 0x540E
+_F_DUPFD, _SIG_BLOCK, _SIG_SETMASK, _TIOCSCTTY = 0, 0, 2, 0x540E
+_SignalSet = ctypes.c_char * 128  # sigset_t
+_ALL_SIGNALS = _SignalSet.from_buffer_copy(b"\xff" * 128)
 _SIGNALS = tuple(int(number) for number in signal.valid_signals())
 #: setgroups, setresgid, setresuid. Not by libc: that waits for the other threads, which a clone does not have.
 _GENERIC = (159, 149, 147)
@@ -214,7 +216,8 @@ def clone(
     ``cgroup_fd`` refers to; where the kernel refuses clone3, the cgroup's ``cgroup.procs`` is added to ``join_fds``.
     """
     reap()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    before = _SignalSet()  # by libc: signal.pthread_sigmask makes an enum of each of 64 signals, three times
+    CALLS.sigprocmask(_SIG_BLOCK, _ALL_SIGNALS, before)
     try:
         try:
             time.sleep(0)  # the interpreter's lock given back and taken: others wait for their turn from now on
@@ -233,7 +236,7 @@ def clone(
             finally:
                 CALLS.exit(127)
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        CALLS.sigprocmask(_SIG_SETMASK, before, None)
     return Child(pid, pidfd)
 
 
@@ -289,7 +292,7 @@ class _Plan:
         self.stdio = stdio
         self.new_session = new_session
         self.terminal = terminal is not None
-        self.mask = ctypes.create_string_buffer(128)  # an empty sigset_t
+        self.mask = _SignalSet()
         self.ids = None
         if ids is not None:
             user, group, groups = ids

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import struct
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -89,6 +90,9 @@ RESOLVE_CACHED = 0x20  # 5.12
 _FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 0, 1, 6
 
 _STATX_BASIC_AND_MNT_ID = 0x07FF | 0x1000
+#: struct statx, and of it: uid, mode, ino, rdev and dev as major and minor, mnt_id.
+_Statx = ctypes.c_char * 256
+_STATX_FIELDS = struct.Struct("=20xI4xH2xQ88x4IQ")
 
 
 def _check(result: int, call: str, path: str | bytes | None = None) -> int:
@@ -250,15 +254,14 @@ class Stat:
     """What ``statx`` says: ``mnt_id``, ``dev`` (as in ``os.stat``), ``ino``, ``mode``, ``rdev``."""
 
     __slots__ = ("dev", "ino", "mnt_id", "mode", "rdev", "uid")
+    uid: int
+    mode: int
+    ino: int
+    mnt_id: int
 
-    def __init__(self, raw: bytes) -> None:
-        number = int.from_bytes
-        self.uid = number(raw[20:24], "little")
-        self.mode = number(raw[28:30], "little")
-        self.ino = number(raw[32:40], "little")
-        self.rdev = os.makedev(number(raw[128:132], "little"), number(raw[132:136], "little"))
-        self.dev = os.makedev(number(raw[136:140], "little"), number(raw[140:144], "little"))
-        self.mnt_id = number(raw[144:152], "little")
+    def __init__(self, buffer: ctypes.Array[ctypes.c_char]) -> None:
+        self.uid, self.mode, self.ino, *devices, self.mnt_id = _STATX_FIELDS.unpack_from(buffer)
+        self.rdev, self.dev = os.makedev(*devices[:2]), os.makedev(*devices[2:])
 
 
 def statx(path: str | bytes, dir_fd: int = AT_FDCWD, *, follow: bool = True) -> Stat:
@@ -273,8 +276,8 @@ def statx(path: str | bytes, dir_fd: int = AT_FDCWD, *, follow: bool = True) -> 
 
 def statx_with(calls: Calls, dir_fd: int, path: bytes, flags: int) -> Stat | int:
     """``statx``: the status, or a negative errno."""
-    buffer = ctypes.create_string_buffer(256)
+    buffer = _Statx()
     flags |= AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT
     if calls.statx(dir_fd, path, flags, _STATX_BASIC_AND_MNT_ID, buffer) < 0:
         return -ctypes.get_errno()
-    return Stat(buffer.raw)
+    return Stat(buffer)
