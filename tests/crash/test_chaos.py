@@ -40,8 +40,8 @@ VERBS = {
 LOOKING = ("list --json", "info --json", "exec")
 #: Those after which less is there than before, or as much.
 ENDING = ("stop", "stop --force", "cleanup")
-#: How an exec ends whose command was ended.
-KILLED = (128 + signal.SIGTERM, 128 + signal.SIGKILL)
+#: How an exec ends whose command a stop has ended.
+EXEC_ENDED = (128 + signal.SIGTERM, 128 + signal.SIGKILL)
 
 #: How often a manager is told to end while it works.
 KILLED = 0.75
@@ -210,7 +210,7 @@ class Chaos:
             return
         self.seconds[operation.verb] = 0.8 * self.seconds[operation.verb] + 0.2 * took
         self.counts["answers"] += 1
-        if operation.verb != "exec" or ended.status not in KILLED:  # a stop has ended the command
+        if operation.verb != "exec" or ended.status not in EXEC_ENDED:
             check_words(ended)
         self._judge(operation, ended)
 
