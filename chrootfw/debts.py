@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
+from chrootfw import installed
 from chrootfw.errors import ChrootfwError, PluginError, StepError
 from chrootfw.hook_calls import Overdue, where, within
 from chrootfw.jobs import Job
@@ -139,12 +139,10 @@ def unpaid(name: str, failures: list[str]) -> StepError:
 
 def restore(record: Mapping[str, Any]) -> Step:
     """The step of a record: its class by module and name, or as a class that is defined in this process."""
-    module, _, qualname = record["class"].partition(":")
     try:
-        found: Any = importlib.import_module(module)
-        for part in qualname.split("."):
-            found = getattr(found, part)
+        found: Any = installed.load(record["class"])
     except (ImportError, AttributeError):
+        module, _, qualname = record["class"].partition(":")
         here = [k for k in _subclasses(Step) if (k.__module__, k.__qualname__) == (module, qualname)]
         if not here:
             raise

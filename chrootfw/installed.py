@@ -34,16 +34,24 @@ class EntryPoint:
         return self.value.partition("[")[0].partition(":")[0].strip()
 
     def load(self) -> object:
-        """Import what it names. Raises whatever the import raises, ``AttributeError`` for an attribute that is not there."""
-        found: object = importlib.import_module(self.module)
-        attribute = self.value.partition("[")[0].partition(":")[2].strip()
-        for part in filter(None, attribute.split(".")):
-            found = getattr(found, part)
-        return found
+        """Import what it names, as ``load``."""
+        return load(self.value.partition("[")[0])
+
+
+def load(reference: str) -> object:
+    """What ``module:attribute``, or ``module``, names. Raises whatever the import raises, and ``AttributeError``."""
+    module, _, attribute = reference.partition(":")
+    found: object = importlib.import_module(module.strip())
+    for part in filter(None, attribute.strip().split(".")):
+        found = getattr(found, part)
+    return found
 
 
 def entry_points(group: str) -> list[EntryPoint]:
-    """The entry points of a group, in the order of ``sys.path``; of distributions of one name the first alone counts."""
+    """The entry points of a group, in the order of ``sys.path``; of distributions of one name the first alone counts.
+
+    Raises ``OSError`` where a disk fails: nobody is to be stopped without his plugins because of that.
+    """
     if any(hasattr(finder, "find_distributions") and finder is not PathFinder for finder in sys.meta_path):
         return _by_importlib(group)
     found: list[EntryPoint] = []
@@ -53,7 +61,7 @@ def entry_points(group: str) -> list[EntryPoint]:
             names = os.listdir(place or ".")
         except NotADirectoryError:  # a zip file
             return _by_importlib(group)
-        except OSError:
+        except (FileNotFoundError, PermissionError):  # nothing is imported from there either
             continue
         if place.lower().endswith(".egg"):
             return _by_importlib(group)
@@ -88,10 +96,10 @@ def _normalized(name: str) -> str:
 
 def _read(path: str) -> str:
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
             return file.read()
-    except (OSError, UnicodeDecodeError):
-        return ""  # it has none; or an .egg-info that is a file
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError):  # as importlib.metadata has it
+        return ""
 
 
 def _parse(text: str, group: str) -> Iterator[tuple[str, str]]:

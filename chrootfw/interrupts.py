@@ -18,7 +18,7 @@ from chrootfw.errors import Interrupted
 class Interrupts:
     """``request`` asks to end; ``check`` raises ``Interrupted``; ``fd`` becomes readable for poll(2)."""
 
-    fd = -1
+    fd = -1  # until there is one
 
     def __init__(self) -> None:
         self.signum = 0

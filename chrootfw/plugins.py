@@ -132,7 +132,7 @@ class Registry:
             if name in offered:
                 self._load(*offered[name])
             elif ":" in name:
-                self._load(PluginRecord(name, "instance"), partial(_import_reference, name))
+                self._load(PluginRecord(name, "instance"), partial(installed.load, name))
             else:
                 near = difflib.get_close_matches(name, [*offered, *self.records], 1)
                 self.failures.append(
@@ -289,14 +289,6 @@ def _remedy(record: PluginRecord, error: BaseException) -> str:
     if attribute and missing and f"{module}.".startswith(f"{missing}."):
         return f"install it, or name its directory in PYTHONPATH, which sudo does not pass on; --without {record.name} leaves it out"
     return f"repair or remove it, or use --without {record.name}"
-
-
-def _import_reference(reference: str) -> object:
-    module, _, attribute = reference.partition(":")
-    found: object = importlib.import_module(module)
-    for part in attribute.split("."):
-        found = getattr(found, part)
-    return found
 
 
 def _object_name(plugin: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -163,12 +164,13 @@ def _make_directories(job: Job) -> None:
     base = intents.directory(job.run_dir, job.name)
     try:
         _make_directory_pair(base, job.root)
-    except BaseException:
+    except BaseException as error:
         for path in (job.root, base):
             try:
                 os.rmdir(path)
-            except OSError:
-                pass  # not made, or something is in it
+            except OSError as second:
+                if second.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENOTEMPTY):  # not made, or not by us
+                    add_details(error, [f"and the directory {path} stays: {second.strerror}"])
         raise
 
 

@@ -149,10 +149,13 @@ def select(raw: bytes, directory: bytes) -> list[MountEntry]:
 
 
 def lines_below(raw: bytes, directory: bytes) -> list[tuple[bytes, bytes]]:
-    """``(line, mount point)`` of what ``select`` parses, for who needs a few of them only."""
+    """``(line, mount point)`` of what ``select`` parses, for who needs a few of them only. Raises ``ValueError`` as that does."""
     found = []
     for line in _lines_with(raw, b" " + escape(directory)):
-        mount_point = unescape(line.split(b" ", 5)[4])
+        fields = line.split(b" ", 5)
+        if len(fields) < 5:
+            raise ValueError(f"no line of mountinfo: {line!r}")
+        mount_point = unescape(fields[4])
         if is_within_bytes(mount_point, directory):
             found.append((line, mount_point))
     return found

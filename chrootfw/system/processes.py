@@ -221,7 +221,7 @@ def _mapping(pid: int, ids: set[int], held: Held) -> tuple[str, str] | None:
         start, _, end = fields[0].partition(b"-")
         path = f"/proc/{pid}/map_files/{int(start, 16):x}-{int(end, 16):x}"
         if exclusive or _mount_of(path) in ids:
-            return "map", os.fsdecode(fields[5].rstrip(b"\n"))
+            return "map", os.fsdecode(fields[5])
     return None
 
 

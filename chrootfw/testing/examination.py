@@ -7,7 +7,6 @@ Steps that another process can undo.
 from __future__ import annotations
 
 import copy
-import importlib
 import inspect
 import json
 import sys
@@ -21,7 +20,7 @@ from typing import Any
 import attrs
 import pluggy
 
-from chrootfw import config, hook_calls
+from chrootfw import config, hook_calls, installed
 from chrootfw.errors import ChrootfwError, PluginError
 from chrootfw.hookspecs import KINDS
 from chrootfw.model import STAGES, Command, Event, Instance, MountPoint, Parameter, Step
@@ -479,12 +478,9 @@ def _import(kind: type) -> Any:
     if kind.__module__ == "__main__":
         return None  # another process has another one
     try:
-        found: Any = importlib.import_module(kind.__module__)
-        for part in kind.__qualname__.split("."):
-            found = getattr(found, part)
+        return installed.load(f"{kind.__module__}:{kind.__qualname__}")
     except (ImportError, AttributeError):
         return None
-    return found
 
 
 def _line(error: BaseException | None) -> str:

@@ -40,13 +40,18 @@ VERBS = {
 LOOKING = ("list --json", "info --json", "exec")
 #: Those after which less is there than before, or as much.
 ENDING = ("stop", "stop --force", "cleanup")
+#: How an exec ends whose command a stop has ended.
+EXEC_ENDED = (128 + signal.SIGTERM, 128 + signal.SIGKILL)
 
 #: How often a manager is told to end while it works.
 KILLED = 0.75
 
-#: Seconds of a sample; operations and kills of a whole campaign.
-SAMPLE_SECONDS = 20
+#: Seconds of a sample, and how many kills and judged answers it goes on for.
+SAMPLE_SECONDS, SAMPLE_KILLS, SAMPLE_JUDGED = 20, 100, 10
+#: Operations and kills of a whole campaign.
 WHOLE_OPERATIONS, WHOLE_KILLS = 1500, 600
+#: As long as a campaign may take, in seconds.
+DEADLINE = 300
 
 
 class Instance:
@@ -208,7 +213,7 @@ class Chaos:
             return
         self.seconds[operation.verb] = 0.8 * self.seconds[operation.verb] + 0.2 * took
         self.counts["answers"] += 1
-        if operation.verb != "exec" or ended.status != 128 + signal.SIGKILL:  # a stop has killed the command
+        if operation.verb != "exec" or ended.status not in EXEC_ENDED:
             check_words(ended)
         self._judge(operation, ended)
 
@@ -323,12 +328,15 @@ def test_six_managers_at_once(
 ) -> None:
     seed = random.SystemRandom().getrandbits(32)
     print(f"seed {seed}")
-    deadline = time.monotonic() + SAMPLE_SECONDS
+    began = time.monotonic()
 
     def is_over() -> bool:
+        """How many kills hit is the machine's business: it goes on until they are enough."""
+        counts, took = chaos.counts, time.monotonic() - began
+        assert took < DEADLINE, f"too few of them hit: {counts}"
         if whole:
-            return chaos.counts["operations"] >= WHOLE_OPERATIONS and chaos.counts["kills"] >= WHOLE_KILLS
-        return time.monotonic() > deadline
+            return counts["operations"] >= WHOLE_OPERATIONS and counts["kills"] >= WHOLE_KILLS
+        return took > SAMPLE_SECONDS and counts["kills"] >= SAMPLE_KILLS and counts["judged"] >= SAMPLE_JUDGED
 
     with zygotes(in_memory, environment(in_memory / "run", in_memory / "definitions"), MANAGERS) as managers:
         chaos = Chaos(instances, managers, random.Random(seed))
@@ -345,8 +353,6 @@ def test_six_managers_at_once(
         assert not look.image_in_use, look
         roots.check_image(instance.image, "ext4")
     counts = chaos.counts
-    assert counts["kills"] > counts["operations"] / 4
-    assert counts["judged"] >= 10, counts
     figure(
         3,
         f"{MANAGERS} managers on {len(instances)} instances: {counts['operations']} operations, {counts['kills']} of them "

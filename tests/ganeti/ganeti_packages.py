@@ -12,6 +12,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "real"))
+
+import prepare
+
 PACKAGES = (
     "ganeti", "ganeti-3.0", "python3-bcrypt", "python3-bitarray", "python3-cffi-backend", "python3-cryptography",
     "python3-mock", "python3-nacl", "python3-openssl", "python3-paramiko", "python3-psutil", "python3-pycurl",
@@ -41,7 +45,7 @@ def _unpack(place: Path) -> None:
     debs = place / "debs"
     debs.mkdir(parents=True)
     if _download(debs) != 0:
-        subprocess.run(["apt-get", "update"], check=True, stdout=subprocess.DEVNULL)
+        prepare.update()
         assert _download(debs) == 0, "apt-get download failed"
     for deb in sorted(debs.glob("*.deb")):
         subprocess.run(["dpkg-deb", "--extract", str(deb), str(place)], check=True)

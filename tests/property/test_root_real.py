@@ -142,8 +142,10 @@ def test_as_many_links_as_the_kernel_follows(tmp_path, links, follows):
     for n in range(links):
         (tmp_path / str(n + 1)).symlink_to(str(n))
     root = Root(str(tmp_path))
-    assert root.exists(f"/{links}") is follows
-    assert (attempt(root.resolve, f"/{links}") == "/0") is follows
+    # A mount anywhere on the machine makes the kernel look again, and it goes on counting (fs/namei.c, seen on 6.18:
+    # 0.7 % of such look-ups beside a loop of mounts): at the limit, one refusal says nothing.
+    assert any(root.exists(f"/{links}") for _ in range(50)) is follows
+    assert any(attempt(root.resolve, f"/{links}") == "/0" for _ in range(50)) is follows
 
 
 @pytest.fixture

@@ -95,7 +95,10 @@ class Cli:
             stdout, stderr = process.communicate(input, timeout=TIMEOUT)
         except subprocess.TimeoutExpired:
             process.kill()
-            stdout, stderr = process.communicate()
+            try:
+                stdout, stderr = process.communicate(timeout=5)
+            except subprocess.TimeoutExpired:  # in state D: ended when the test's own clean-up lets it go
+                stdout, stderr = "", "(and KILL does not end it)"
             raise AssertionError(f"hangs: {Result(argv, -9, stdout, stderr)}") from None
         finally:
             self.ground.know_run_dir(self.run_dir)

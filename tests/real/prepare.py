@@ -67,13 +67,15 @@ def install_tools() -> None:
 
 def install(packages: Sequence[str]) -> None:
     """Install those of ``packages`` that are missing."""
-    missing = [package for package in packages if not _is_installed(package)]
-    if not missing:
-        return
-    command = ["apt-get", "install", "--yes", "--no-install-recommends", *missing]
-    if not _debian_sources() or _apt(command, check=False).returncode != 0:
-        _apt(["apt-get", "update"])
-        _apt(command)
+    _cache().mkdir(parents=True, exist_ok=True)
+    with _alone(_cache() / "apt.lock"):  # another environment of tox may want the same
+        missing = [package for package in packages if not _is_installed(package)]
+        if not missing:
+            return
+        command = ["apt-get", "install", "--yes", "--no-install-recommends", *missing]
+        if not _debian_sources() or _apt(command, check=False).returncode != 0:
+            _apt(["apt-get", "update"])
+            _apt(command)
 
 
 def downloads() -> Path:
@@ -84,7 +86,7 @@ def downloads() -> Path:
         for package in DOWNLOADS:
             if not (directory / f"{package}.deb").exists():
                 if not _debian_sources():
-                    _apt(["apt-get", "update"])
+                    update()
                 _download(package, directory)
     return directory
 
@@ -126,7 +128,7 @@ def mmdebstrap(options: Sequence[str], archive: Path) -> None:
     command = ["mmdebstrap", "--quiet", *options, SUITE, str(archive)]
     sources = _debian_sources()
     if not sources:
-        _apt(["apt-get", "update"])
+        update()
         sources = _debian_sources()
     if sources:
         subprocess.run([*command, "-"], input="\n".join(sources) + "\n", text=True, check=True)
@@ -137,7 +139,7 @@ def mmdebstrap(options: Sequence[str], archive: Path) -> None:
 def from_mirror(path: str, sha256: str, file: Path) -> None:
     """Fetch what lies at ``path`` on the machine's own mirror of Debian, by apt's rules; refused with another checksum."""
     if not _debian_sources():
-        _apt(["apt-get", "update"])
+        update()
     mirrors = [line.split()[1] for line in _debian_sources() if line.split()[2] == SUITE]
     mirror = mirrors[0] if mirrors else "http://deb.debian.org/debian"
     command = ["/usr/lib/apt/apt-helper", "--option=APT::Sandbox::User=root", "download-file"]
@@ -149,6 +151,13 @@ def from_mirror(path: str, sha256: str, file: Path) -> None:
 
 def _cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "chrootfw-tests"
+
+
+def update() -> None:
+    """``apt-get update``, one at a time."""
+    _cache().mkdir(parents=True, exist_ok=True)
+    with _alone(_cache() / "apt.lock"):
+        _apt(["apt-get", "update"])
 
 
 def _debian_sources() -> list[str]:

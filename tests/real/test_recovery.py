@@ -9,6 +9,7 @@ import subprocess
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import roots
@@ -362,6 +363,29 @@ def test_a_start_whose_look_into_the_root_fails_leaves_no_directory(
         patch.setattr(os, "listdir", fails)
         with pytest.raises(chrootfw.ChrootfwError, match="Input/output error"):
             runtime.start(chrootfw.Instance("web1", disk=str(image())))
+    assert not (run_dir / "web1").exists()
+
+
+def test_a_directory_that_a_failed_start_cannot_remove_is_told(
+    runtime: chrootfw.Runtime, image: Callable[..., Path], run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, disk = str(run_dir / "web1" / "root"), str(image())
+
+    def fails_there(real: Callable[..., Any]) -> Callable[..., Any]:
+        def instead(path: Any = ".", **how: Any) -> Any:
+            if path == root:
+                raise OSError(5, "Input/output error", path)
+            return real(path, **how)
+
+        return instead
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "listdir", fails_there(os.listdir))
+        patch.setattr(os, "rmdir", fails_there(os.rmdir))
+        with pytest.raises(chrootfw.ChrootfwError, match="cannot look into") as caught:
+            runtime.start(chrootfw.Instance("web1", disk=disk))
+    assert f"and the directory {root} stays: Input/output error" in caught.value.details
+    runtime.stop("web1")
     assert not (run_dir / "web1").exists()
 
 

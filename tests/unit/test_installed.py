@@ -113,6 +113,22 @@ def test_a_finder_of_somebodys_own_is_asked(tmp_path: Path, monkeypatch: pytest.
     assert by_us("chrootfw") == [("a", "m", "found", "1.0")]
 
 
+@pytest.mark.parametrize("call", ["listdir", "open"])
+def test_a_disk_that_fails_hides_no_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    distribution(tmp_path, "here", "1.0", "[chrootfw]\na = m\n")
+    on_path(monkeypatch, tmp_path)
+
+    def fails(*_arguments: object, **_how: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    if call == "open":
+        monkeypatch.setattr(installed, "open", fails, raising=False)
+    else:
+        monkeypatch.setattr(os, "listdir", fails)
+    with pytest.raises(OSError, match="Input/output error"):
+        installed.entry_points("chrootfw")
+
+
 def test_it_loads_what_it_names() -> None:
     def point(value: str) -> object:
         return installed.EntryPoint("a", value, "", "").load()
