@@ -1,5 +1,5 @@
 """``python -m chrootfw``."""
 
-from chrootfw.cli import main
+from chrootfw.cli import run
 
-raise SystemExit(main())
+raise SystemExit(run())

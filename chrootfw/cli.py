@@ -34,6 +34,22 @@ DONE, FAILED, USAGE, NOT_FOUND, HELD = 0, 1, 2, 3, 4
 EXEC_FAILED, EXEC_NOT_EXECUTABLE, EXEC_MISSING = 125, 126, 127
 
 
+def run() -> int:
+    """The command ``chrootfw``: ``main``, and the end of the process where nothing is left to do for Python.
+
+    To take the interpreter down takes a fifth of a ``list``. A plugin may have asked to be called at the end (atexit).
+    """
+    status = main()
+    if "chrootfw.plugins" in sys.modules:
+        return status
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        status = status or FAILED
+    os._exit(status)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -44,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments in (["--version"], ["-V"]):
             print(f"chrootfw {chrootfw.__version__}")
             return DONE
-        options = _parse(arguments)
+        options = _plain(arguments) or _parse(arguments)
         run: Callable[[argparse.Namespace], int] = options.run
         if run is not _new_plugin:  # which writes where its caller stands
             os.chdir("/")  # a caller who stands inside an instance must not make its mounts busy twice
@@ -65,6 +81,37 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f": {error.filename}" if error.filename else ""
         notes = getattr(error, "__notes__", ())  # what an undo could not do, for one
         return _fail(ChrootfwError(f"{error.strerror or error}{where}", notes), as_json=as_json, inside=inside)
+
+
+class _Plain:
+    """What argparse answers where no option is given but ``--json``."""
+
+    no_plugins = verbose = force = no_script = keep_mounted = kill_holders = no_init = False
+    timeout = disk = init_script = user = cwd = None
+    lock_timeout = 10.0
+    without = set = env = ()
+
+    def __init__(self, verb: str, name: str | None, command: list[str], *, json: bool) -> None:
+        self.verb = verb
+        self.run, _ = _NAMED[verb]
+        self.name = name
+        self.command = command
+        self.json = json
+
+
+def _plain(arguments: list[str]) -> Any:
+    """The options of a verb and a name, which most commands are; ``None`` for others.
+
+    argparse takes longer to import than a list to make.
+    """
+    dashes = arguments.index("--") if "--" in arguments else len(arguments)
+    words = [word for word in arguments[:dashes] if word != "--json"]
+    verb, *names = words or [""]
+    if verb not in _NAMED or any(word.startswith("-") for word in words) or len(names) != _NAMED[verb][1]:
+        return None
+    if (verb == "exec") != (dashes < len(arguments)):
+        return None
+    return _Plain(verb, names[0] if names else None, arguments[dashes + 1 :], json=len(words) < dashes)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -382,6 +429,19 @@ def _demo(_options: argparse.Namespace) -> int:
     return demo.main()
 
 
+#: The verbs that may come with nothing but a name, and how many names.
+_NAMED: dict[str, tuple[Callable[[argparse.Namespace], int], int]] = {
+    "start": (_start, 1),
+    "stop": (_stop, 1),
+    "reboot": (_reboot, 1),
+    "cleanup": (_cleanup, 1),
+    "list": (_list, 0),
+    "info": (_info, 1),
+    "ps": (_ps, 1),
+    "exec": (_exec, 1),
+}
+
+
 # -- what the verbs share ---------------------------------------------------------------------------
 
 
@@ -394,11 +454,10 @@ def _directories() -> tuple[str, str]:
 
 
 def _runtime(options: argparse.Namespace) -> tuple[Runtime, _Progress]:
-    import logging
-
+    from chrootfw import log
     from chrootfw.runtime import Runtime
 
-    logging.getLogger("chrootfw").addHandler(logging.NullHandler())  # what it says comes as events
+    log.shown_elsewhere()
     progress = _Progress(verbose=options.verbose)
     runtime = Runtime(
         discover=not options.no_plugins,
@@ -455,9 +514,9 @@ class _Progress:
         self.steps = 0
 
     def __call__(self, event: Event) -> None:
-        from chrootfw import display
-
         if event.what in ("warning", "blame"):
+            from chrootfw import display
+
             label = display.paint("warning:" if event.what == "warning" else "plugin:", "yellow", sys.stderr)
             print(f"chrootfw: {label} {event.error or event.does}", file=sys.stderr)
             return
@@ -465,6 +524,8 @@ class _Progress:
             return
         self.steps += 1
         if self.verbose:
+            from chrootfw import display
+
             mark = (
                 display.paint("✓", "green", sys.stderr)
                 if event.what == "end"

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from chrootfw.errors import DefinitionError, InputError
+from chrootfw.errors import DefinitionError, InputError, nearest
 from chrootfw.model import FIELDS, Instance, Parameter
 from chrootfw.planning import paths
 from chrootfw.system import store
@@ -31,6 +29,8 @@ def read_definition(config_dir: str, name: str) -> tuple[Instance, str] | None:
         store.check_trusted(path, what="definition")
     except OSError as error:
         raise DefinitionError(f"cannot read the definition {path}: {error.strerror}") from error
+    import tomllib
+
     text = data.decode("utf-8", "surrogateescape")
     try:
         table = tomllib.loads(data.decode("utf-8"))
@@ -55,9 +55,12 @@ def blocked_plugins(config_dir: str) -> tuple[str, ...]:
         if data is None:
             return ()
         store.check_trusted(path, what="file")
-        table = tomllib.loads(data.decode("utf-8"))
     except OSError as error:
         raise DefinitionError(f"cannot read {path}: {error.strerror}") from error
+    import tomllib
+
+    try:
+        table = tomllib.loads(data.decode("utf-8"))
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise DefinitionError(f"{path} is no TOML: {error}", hint="see https://toml.io") from error
     names = table.pop("without", [])
@@ -111,9 +114,9 @@ def resolve(instance: Instance, declared: Sequence[tuple[str, Parameter]]) -> In
         if key in ("disk", "init_script", "plugins", "name"):
             raise InputError(f"{key} is a field of the instance, not one of its params", hint=f"Instance(…, {key}=…)")
         if key not in known:
-            near = difflib.get_close_matches(key, [*known, *(p.name for p in FIELDS)], 1)
+            near = nearest(key, [*known, *(p.name for p in FIELDS)])
             raise InputError(
-                f"there is no parameter {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""),
+                f"there is no parameter {key!r}" + (f"; did you mean {near!r}?" if near else ""),
                 hint="chrootfw parameters lists those that there are",
             )
         filled[key] = _checked(known[key], value)
@@ -157,6 +160,8 @@ def parse_setting(text: str) -> tuple[str, Any]:
     key = key.strip()
     if not equals or not key:
         raise InputError(f"--set {text!r} is not PARAM=VALUE")
+    import tomllib
+
     try:
         return key, tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError as error:

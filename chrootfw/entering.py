@@ -6,7 +6,6 @@ A lean room: how to get inside was recorded at the start, so no plugin is loaded
 from __future__ import annotations
 
 import os
-import signal
 
 from chrootfw import intents, inventory
 from chrootfw.errors import StepError, TransitionError
@@ -18,8 +17,11 @@ from chrootfw.views import InstanceState
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal
     from collections.abc import Mapping, Sequence
     from typing import Any
+else:
+    import _signal as signal  # as in spawn
 
 #: Seconds for a root to answer before a command is run in it.
 _ROOT_ANSWERS = 10.0

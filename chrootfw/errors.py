@@ -216,3 +216,10 @@ class Interrupted(ChrootfwError):
     def __init__(self, brief: str, details: Iterable[str] = (), hint: str = "", *, signum: int) -> None:
         super().__init__(brief, details, hint)
         self.signum = signum
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """What ``word`` may have been meant to be, ``""`` when nothing comes near."""
+    import difflib
+
+    return next(iter(difflib.get_close_matches(word, list(known), 1)), "")

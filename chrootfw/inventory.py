@@ -1,6 +1,7 @@
 """What is here: the instances of a run directory as the kernel shows them, in one pass however many.
 
-A lean room: ``list``, ``info`` and ``exec`` come here straight from the command line.
+A lean room: ``list``, ``info`` and ``exec`` come here straight from the command line. What a list of running instances
+does without, system calls by ctypes above all, is imported where it is used.
 """
 
 from __future__ import annotations
@@ -8,9 +9,9 @@ from __future__ import annotations
 import os
 
 from chrootfw import intents
-from chrootfw.errors import InputError, NotFoundError, NotSupported, TrustError
+from chrootfw.errors import InputError, NotFoundError, NotSupported, TrustError, nearest
 from chrootfw.planning.paths import check_name
-from chrootfw.system import cgroups, disks, mounts, processes, store
+from chrootfw.system import cgroups, mounts, processes, store
 from chrootfw.views import InstanceInfo, InstanceState
 
 TYPE_CHECKING = False
@@ -92,7 +93,9 @@ class Survey:
         namespace has, too."""
         if self._ids is None:
             self._ids = {int(line.split(b" ", 1)[0]): name for name, lines in self._lines.items() for line in lines}
-        mount_id = processes.root_mount(pid)
+        from chrootfw.system import holders
+
+        mount_id = holders.root_mount(pid)
         if mount_id in self._ids or mount_id < 0:
             return self._ids.get(mount_id)
         space = processes.namespace(pid)
@@ -165,8 +168,11 @@ class Survey:
         mounted = name in self._lines or pid != 0
         if self.is_populated(name) or (mounted and self.rooted(name)):
             return InstanceState.RUNNING
-        if there and processes.rooted({entry.id: name for entry in there}):
-            return InstanceState.RUNNING
+        if there:
+            from chrootfw.system import holders
+
+            if holders.rooted({entry.id: name for entry in there}):
+                return InstanceState.RUNNING
         stopping = bool(intent and intents.is_current(intent) and intent["phase"] == "stopping")
         if stopping and (mounted or unreleased(intent["disks"] if intent else (), settle=0)):
             return InstanceState.HELD
@@ -203,6 +209,10 @@ def unreleased(recorded: Iterable[dict[str, Any]], *, settle: float) -> list[str
     """The disks out of those recorded for which the proof that they are free fails (``disks.is_released``)."""
     held = []
     for disk in recorded:
+        if disk["kind"] == "directory":
+            continue
+        from chrootfw.system import disks
+
         device, inode = disk["file"]
         if not disks.is_released(disk["kind"], disk["path"], (device, inode), disk.get("loop"), settle=settle):
             held.append(disk["path"])
@@ -307,9 +317,11 @@ def find_holders(
     *,
     devices_too: bool = True,
 ) -> list[Process]:
-    """Who else uses the instance's mounts or device (``processes.holders``)."""
-    held = processes.Held(entries, root, exclusive_devices(entries, intent))
-    return processes.holders(held, spare_own=own, only=only, devices_too=devices_too)
+    """Who else uses the instance's mounts or device (``holders.find``)."""
+    from chrootfw.system import holders
+
+    held = holders.Held(entries, root, exclusive_devices(entries, intent))
+    return holders.find(held, spare_own=own, only=only, devices_too=devices_too)
 
 
 def exclusive_devices(entries: Sequence[mounts.MountEntry], intent: dict[str, Any] | None) -> set[int]:
@@ -330,13 +342,11 @@ def disk_devices(recorded: Iterable[dict[str, Any]]) -> set[int]:
 
 def not_found(name: str, config_dir: str, known: Iterable[str]) -> NotFoundError:
     """The error for a name that is neither present nor defined."""
-    import difflib
-
-    near = difflib.get_close_matches(name, list(known), 1)
+    near = nearest(name, known)
     return NotFoundError(
         f"there is no instance {name}",
         [f"it is not running, and {config_dir}/{name}.toml does not exist"],
-        f"did you mean {near[0]}?" if near else "chrootfw list shows those that there are",
+        f"did you mean {near}?" if near else "chrootfw list shows those that there are",
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,8 +14,6 @@ from chrootfw.interrupts import Interrupts
 from chrootfw.inventory import Survey
 from chrootfw.model import DISK_TIMEOUT, Event, Instance, Stage, Step
 from chrootfw.stages import Stages
-
-log = logging.getLogger("chrootfw")
 
 
 @attrs.define

@@ -6,7 +6,6 @@ are otherwise plugins like any other.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +17,7 @@ import attrs
 import pluggy
 
 from chrootfw import deprecated, hookspecs, installed
-from chrootfw.errors import PluginError, PluginLoadError
+from chrootfw.errors import PluginError, PluginLoadError, nearest
 from chrootfw.hook_calls import where
 
 #: The described behaviour, one module a stage; asked last.
@@ -134,10 +133,10 @@ class Registry:
             elif ":" in name:
                 self._load(PluginRecord(name, "instance"), partial(installed.load, name))
             else:
-                near = difflib.get_close_matches(name, [*offered, *self.records], 1)
+                near = nearest(name, [*offered, *self.records])
                 self.failures.append(
                     PluginLoadError(
-                        f"there is no plugin {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""),
+                        f"there is no plugin {name!r}" + (f"; did you mean {near!r}?" if near else ""),
                         hint=f"install it (entry point group {INSTANCE_GROUP}), or write module:attribute",
                         plugin=name,
                     )
@@ -233,10 +232,10 @@ class Registry:
             hook = options.get("specname") or attribute
             function = getattr(plugin, attribute)
             if hook not in hookspecs.KINDS:
-                near = difflib.get_close_matches(hook, hookspecs.KINDS, 1)
+                near = nearest(hook, hookspecs.KINDS)
                 raise PluginLoadError(
                     f"{record.describe()} implements {hook}, which is no hook of chrootfw"
-                    + (f"; did you mean {near[0]}?" if near else ""),
+                    + (f"; did you mean {near}?" if near else ""),
                     hint="the hooks are chrootfw_"
                     + ", ".join(name.removeprefix("chrootfw_") for name in hookspecs.KINDS),
                     plugin=record.name,

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import builtins
 import os
-import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
-from chrootfw import config, entering, intents, inventory, mounting, starting, stopping
+from chrootfw import config, entering, intents, inventory, log, mounting, starting, stopping
 from chrootfw.errors import (
     ChrootfwError,
     DefinitionError,
@@ -22,14 +21,16 @@ from chrootfw.errors import (
 )
 from chrootfw.hook_calls import HOOK_TIMEOUT
 from chrootfw.interrupts import Interrupts
-from chrootfw.jobs import Job, log
+from chrootfw.jobs import Job
 from chrootfw.model import FIELDS, Event, Instance, Parameter, Plan, PlannedStep, Stage
-from chrootfw.pipes import Pipes, communicate
 from chrootfw.planning import paths, transitions
 from chrootfw.plugins import PluginRecord, Registry
 from chrootfw.stages import Stages
 from chrootfw.system import disks, store
 from chrootfw.views import Check, InstanceInfo, InstanceState, NodeInfo, Process
+
+if TYPE_CHECKING:
+    import subprocess
 
 RUN_DIR = "/run/chrootfw"
 CONFIG_DIR = "/etc/chrootfw"
@@ -308,6 +309,10 @@ class Runtime:
         the output open are not waited for. Raises ``OSError`` when the command cannot be run, ``subprocess.TimeoutExpired``,
         ``subprocess.CalledProcessError``, ``ChrootfwError`` when the instance is not started, ``Interrupted``, the command being killed.
         """
+        import subprocess
+
+        from chrootfw.pipes import Pipes, communicate
+
         _need_root("run a command in an instance")
         if isinstance(args, str | bytes) or not args:
             raise InputError(f"the command is {args!r}; it must be a list of words")

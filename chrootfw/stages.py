@@ -7,7 +7,6 @@ implementation is asked, down to the defaults: a bad plugin never keeps anyone f
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import attrs
 import pluggy
 
+from chrootfw import log
 from chrootfw.errors import InputError, Interrupted, PluginError
 from chrootfw.hook_calls import HOOK_TIMEOUT, Overdue, where, within
 from chrootfw.model import (
@@ -55,7 +55,6 @@ EXPECTED = {
 }
 _EXPECTED_OF_CHECK = "None, or a sentence that says what is wrong"
 _OWN_PARAMETERS = {"name", *(parameter.name for parameter in FIELDS)}
-log = logging.getLogger("chrootfw")
 
 
 class Stages:

@@ -11,7 +11,7 @@ from chrootfw import inventory
 from chrootfw.errors import HeldError, StepError
 from chrootfw.jobs import Job
 from chrootfw.model import Mount
-from chrootfw.system import deadlines, disks, mounts, processes, spawn
+from chrootfw.system import deadlines, disks, holders, mounts, spawn, umount
 from chrootfw.views import Process
 
 #: Seconds for which a busy mount is tried again before its holders are looked for: what a process held is
@@ -87,7 +87,7 @@ def _one_round(
         base = entry_base(job, entry)
         try:
             seconds = job.disk_timeout if entry.id in waiting else None
-            if not mounts.unmount(base, entry, seconds=seconds):
+            if not umount.unmount(base, entry, seconds=seconds):
                 continue
         except deadlines.Overdue as error:
             raise HeldError(
@@ -174,7 +174,7 @@ def prove_released(job: Job, entries: Sequence[mounts.MountEntry]) -> None:
         return
     # Not those of its in-memory file systems: their numbers were given back with the mounts, and are soon others'.
     devices = inventory.disk_devices(recorded)
-    found = processes.holders(processes.Held((), job.root, devices))
+    found = holders.find(holders.Held((), job.root, devices))
     elsewhere = [
         Process(0, f"a mount on {os.fsdecode(entry.mount_point)}", "root", "namespace", "outside the instance")
         for entry in mounts.table()

@@ -20,12 +20,11 @@ NAMESPACES = {"pid": 0x20000000, "ipc": 0x08000000, "uts": 0x04000000}
 
 def decode_program(text: str) -> bytes:
     """A program for seccomp(2): as many bytes as ``text`` says in base64, eight to an instruction. Raises ``InputError``."""
-    import base64
     import binascii
 
     try:
-        program = base64.b64decode(text, validate=True)
-    except binascii.Error as error:
+        program = binascii.a2b_base64(text, strict_mode=True)
+    except ValueError as error:  # binascii.Error, and a text that is not ASCII
         raise InputError(f"an Entry's seccomp is no base64: {error}") from error
     if len(program) % 8 or len(program) > 8 * 4096:
         raise InputError(

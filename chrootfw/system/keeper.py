@@ -6,7 +6,6 @@ import ctypes
 import errno
 import os
 import select
-from functools import partial
 
 from chrootfw.system import isolation as isolations
 from chrootfw.system import spawn
@@ -35,8 +34,10 @@ class Keeper:
         try:
             if cgroup is not None:
                 cgroup_fd = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            body = partial(_keep, [*entering, *before, *after], null, held, tell, _command_line())
-            self.child = spawn.clone(body, cgroup, cgroup_fd, None, isolations.NEWPID)
+            calls, line = [*entering, *before, *after], _command_line()
+            self.child = spawn.clone(
+                lambda: _keep(calls, null, held, tell, line), cgroup, cgroup_fd, None, isolations.NEWPID
+            )
         except BaseException:
             os.close(self.holds)
             os.close(self.hears)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import _socket as socket  # socket itself imports enum and selectors, which take as long as a list
 import os
-import socket
 import struct
 
 _NETLINK_SOCK_DIAG, _SOCK_DIAG_BY_FAMILY = 4, 20
@@ -30,14 +30,17 @@ def unix_sockets() -> list[UnixSocket]:
     header = struct.pack("=IHHII", 16 + len(body), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST_DUMP, 1, 0)
     found: list[UnixSocket] = []
     try:
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as netlink:
+        netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG)
+        try:
             netlink.settimeout(5)
             netlink.send(header + body)
-            while True:
-                if not _parse(netlink.recv(1 << 16), found):
-                    return found
+            while _parse(netlink.recv(1 << 16), found):
+                pass
+        finally:
+            netlink.close()
     except OSError:
-        return found
+        pass
+    return found
 
 
 def _parse(data: bytes, found: list[UnixSocket]) -> bool:

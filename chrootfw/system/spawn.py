@@ -12,7 +12,6 @@ import errno
 import gc
 import os
 import select
-import signal
 import stat
 import time
 
@@ -21,7 +20,10 @@ from chrootfw.system import syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal
     from collections.abc import Callable, Mapping, Sequence
+else:
+    import _signal as signal  # signal makes enums of its numbers, and takes as long to import as a list to make
 
 #: For what a child does. Bound once, and the interpreter's lock is kept: there is no thread there to hand it to, and
 #: looking a function up takes the dynamic linker's lock, which another thread may hold at the clone.

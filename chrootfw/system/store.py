@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import stat
 import time
@@ -18,7 +17,7 @@ from chrootfw.planning.paths import check_name
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from typing import Any
+    from typing import Any, ClassVar
 
 LOCKS = ".locks"
 
@@ -240,6 +239,8 @@ def mount_namespace(pid: int | str = "thread-self") -> int:
 
 def dump(value: Any) -> bytes:
     """JSON as it is kept in the run directory."""
+    import json
+
     return json.dumps(value).encode() + b"\n"  # with an indent Python's own encoder would be used, not that in C
 
 
@@ -249,6 +250,31 @@ def load(path: str) -> Any | None:
     if data is None:
         return None
     try:
-        return json.loads(data)
+        return parse(data)
     except (ValueError, RecursionError):
         return None
+
+
+class _Decoder:
+    """What json's scanner asks its decoder for, as ``json.loads`` has it."""
+
+    strict, object_hook, object_pairs_hook = True, None, None
+    parse_float, parse_int, parse_constant = float, int, float
+    memo: ClassVar[dict[str, str]] = {}
+
+
+def parse(data: bytes) -> Any:
+    """``json.loads``. What ``dump`` wrote is given to CPython's scanner itself: the package around it imports ``re``, which
+    takes as long as a whole list."""
+    try:
+        from _json import make_scanner
+
+        text = data.decode()
+        value, end = make_scanner(_Decoder)(text, 0)  # type: ignore[arg-type]  # it asks for attributes only
+        if text[end:] == "\n":
+            return value
+    except (ImportError, StopIteration, ValueError):
+        pass  # another Python, or not as dump writes it: json knows, and says what is wrong
+    import json
+
+    return json.loads(data)

@@ -16,7 +16,7 @@ from proof import Proof
 import chrootfw
 from chrootfw.errors import StepError
 from chrootfw.model import MountPoint
-from chrootfw.system import mounts, trees
+from chrootfw.system import mounts, trees, umount
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_no_sub_mount_is_made_or_unmounted_outside(
             while left:
                 for entry in reversed(mounts.below(raw)[1:]):
                     try:
-                        done = mounts.unmount(raw, entry)
+                        done = umount.unmount(raw, entry)
                     except OSError:
                         done = False  # it is another path's just now
                     unmounted += done

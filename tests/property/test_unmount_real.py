@@ -14,7 +14,7 @@ from private_namespace import bind, in_private_namespace, move, needs_root, tmpf
 
 from chrootfw.model import Mount
 from chrootfw.planning.mount_order import check_unmount_order, deepest_first
-from chrootfw.system import mounts, syscalls
+from chrootfw.system import mounts, syscalls, umount
 
 pytestmark = needs_root
 
@@ -122,7 +122,7 @@ def one_round(root):
     done = 0
     for mount in order:
         try:
-            done += mounts.unmount(root, entries[mount.id])
+            done += umount.unmount(root, entries[mount.id])
         except OSError as error:
             if error.errno != errno.EBUSY:
                 raise
@@ -220,12 +220,12 @@ def test_a_busy_mount_is_an_error_and_stays(base, where):
         fd = os.open(point, os.O_RDONLY)
         try:
             with pytest.raises(OSError, match="busy") as caught:
-                mounts.unmount(ground.root, entry_of(point))
+                umount.unmount(ground.root, entry_of(point))
             assert caught.value.errno == errno.EBUSY
             entry_of(point)
         finally:
             os.close(fd)
-        assert mounts.unmount(ground.root, entry_of(point)) is True
+        assert umount.unmount(ground.root, entry_of(point)) is True
         assert mounts.below(point) == []
 
     on_ground(base, test)
@@ -258,7 +258,7 @@ def test_a_path_that_leads_elsewhere_now_is_left_alone(base, over, then):
                 tmpfs(ground.witness + b"/c")
                 os.symlink(ground.witness, ground.root + b"/a/b")
         before = {entry.id for entry in mounts.table()}
-        assert mounts.unmount(ground.root, hidden) is False
+        assert umount.unmount(ground.root, hidden) is False
         assert {entry.id for entry in mounts.table()} == before
         tear_down(ground.root)
         assert os.path.ismount(ground.witness + b"/below")
@@ -270,9 +270,9 @@ def test_a_stacked_root_is_taken_from_its_top(base):
     def test(ground):
         lower = entry_of(ground.root)
         tmpfs(ground.root)
-        assert mounts.unmount(ground.root, lower) is False
-        assert mounts.unmount(ground.root, entry_of(ground.root)) is True
-        assert mounts.unmount(ground.root, lower) is True
+        assert umount.unmount(ground.root, lower) is False
+        assert umount.unmount(ground.root, entry_of(ground.root)) is True
+        assert umount.unmount(ground.root, lower) is True
         assert mounts.below(ground.root) == []
 
     on_ground(base, test)
@@ -301,11 +301,11 @@ def test_a_symlink_put_in_the_mounts_place_leads_nowhere(base, moment, monkeypat
 
         if moment == "before":
             swap()
-            assert mounts.unmount(ground.root, entry) is False
+            assert umount.unmount(ground.root, entry) is False
         else:
             monkeypatch.setattr(syscalls, "statx_with", look_then_swap)
             with pytest.raises(OSError) as caught:
-                mounts.unmount(ground.root, entry)
+                umount.unmount(ground.root, entry)
             assert caught.value.errno == errno.EINVAL
         assert os.path.ismount(ground.witness + b"/below")
 
@@ -326,7 +326,7 @@ def test_a_parent_swapped_while_we_work_leads_nowhere(base, monkeypatch):
             return really(*arguments, **how)
 
         monkeypatch.setattr(syscalls, "statx", look_then_swap)
-        assert mounts.unmount(ground.root, entry) is True
+        assert umount.unmount(ground.root, entry) is True
         assert not os.path.ismount(ground.root + b"/b/below")
         assert os.path.ismount(ground.witness + b"/below")
 
@@ -343,10 +343,10 @@ def test_a_path_through_a_symlink_is_not_taken(base):
         before = entry_of(point)
         os.rename(ground.root + b"/a", ground.root + b"/b")
         os.symlink(b"b", ground.root + b"/a")
-        assert mounts.unmount(ground.root, before) is False
+        assert umount.unmount(ground.root, before) is False
         (now,) = [entry for entry in mounts.below(ground.root) if entry.id == before.id]
         assert now.mount_point == ground.root + b"/b/data"
-        assert mounts.unmount(ground.root, now) is True
+        assert umount.unmount(ground.root, now) is True
 
     on_ground(base, test)
 
@@ -358,7 +358,7 @@ def test_unmounting_keeps_no_file_open(base):
         tmpfs(ground.root + b"/a")
         first = entry_of(ground.root + b"/a")
         tmpfs(ground.root + b"/a")
-        mounts.unmount(ground.root, first)
+        umount.unmount(ground.root, first)
         tear_down(ground.root)
         assert os.listdir("/proc/thread-self/fd") == before
 

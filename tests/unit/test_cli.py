@@ -9,6 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chrootfw import cli
 
 
 def chrootfw(tmp_path: Path, *argv: str, shell: str = '"$@"') -> subprocess.CompletedProcess[str]:
@@ -78,11 +82,37 @@ def test_a_module_that_cannot_be_loaded_is_no_traceback(tmp_path: Path, module: 
 def test_streams_that_cannot_be_opened_are_no_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from chrootfw import cli
-
     def fails() -> None:
         raise OSError(5, "Input/output error", "/dev/null")
 
     monkeypatch.setattr(cli, "_have_stdio", fails)
     assert cli.main(["list"]) == 1
     assert capsys.readouterr().err == "chrootfw: Input/output error: /dev/null\n"
+
+
+_WORDS = st.sampled_from(
+    [*cli._NAMED, "web1", "", "-1", "--", "--json", "--force", "-v", "--", "/bin/true", "plan", "-h"]
+)
+
+
+def _answered(options: object) -> dict[str, object]:
+    """What the verbs may look at; a list that nothing was added to is empty, whatever its type."""
+    found = {name: getattr(options, name) for name in dir(options) if not name.startswith("_")}
+    return {name: list(value) if isinstance(value, list | tuple) else value for name, value in found.items()}
+
+
+@given(st.lists(_WORDS, max_size=5))
+def test_plain_words_are_what_argparse_makes_of_them(words: list[str]) -> None:
+    plain = cli._plain(words)
+    if plain is not None:
+        shown, made = _answered(plain), _answered(cli._parse(words))
+        assert made == {name: shown[name] for name in made}
+
+
+@pytest.mark.parametrize("verb", cli._NAMED)
+def test_a_verb_and_a_name_are_plain_words(verb: str) -> None:
+    words = [verb, *["web1"] * cli._NAMED[verb][1], *(["--", "sh", "-c", "--json"] if verb == "exec" else [])]
+    for argv in (words, [verb, "--json", *words[1:]]):
+        plain, made = _answered(cli._plain(argv)), _answered(cli._parse(argv))
+        assert made == {name: plain[name] for name in made}
+    assert cli._plain([*words[:1], "--verbose", *words[1:]]) is None

@@ -16,7 +16,7 @@ PACKAGE = Path(chrootfw.__file__).parent
 
 #: From the ground up. A room may import rooms of a lower floor, and of its own floor those named before it.
 FLOORS = (
-    ("errors", "planning", "planning.paths", "planning.privileges", "views"),
+    ("errors", "log", "planning", "planning.paths", "planning.privileges", "views"),
     ("model",),
     ("planning.mount_order", "planning.kill_plan", "planning.transitions"),
     (
@@ -34,7 +34,9 @@ FLOORS = (
         "system.disks",
         "system.store",
         "system.sock_diag",
+        "system.umount",
         "system.processes",
+        "system.holders",
         "system.users",
         "system.trees",
     ),
