@@ -26,39 +26,57 @@ _CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
-class Survey:
-    """One look at the mount table and the cgroups, and at most one at /proc, for all instances of a run directory."""
+class _Places:
+    """Where the run directory, the hierarchies of cgroup v2 and of v1's memory are, and ``homes``, what is ours in those: none
+    without a run directory. ``namespace``: the caller's mount namespace. Raises ``TrustError``."""
 
-    def __init__(self, run_dir: str) -> None:
+    __slots__ = ("homes", "namespace", "run_dir", "top", "tracking", "v1")
+
+    def __init__(self, run_dir: str, raw_table: bytes) -> None:
         self.run_dir = os.path.realpath(run_dir)
+        self.top = cgroups.hierarchy(raw_table)
+        self.v1 = cgroups.memory_v1(raw_table)
+        self.namespace = processes.namespace("thread-self")
+        self.tracking = ""
+        self.homes: tuple[str, ...] = ()
+        if os.path.isdir(self.run_dir):
+            store.check_trusted(run_dir, what="run directory")
+            self.homes = tuple(cgroups.home(top or "", self.run_dir) for top in (self.top, self.v1))
+
+
+class Survey:
+    """One look at the mount table and the cgroups, and at most one at /proc, for all instances of a run directory.
+
+    ``before``: an earlier survey of the same command, from which is taken what does not change meanwhile: where the run
+    directory and the cgroup hierarchies are, and whether they can be used.
+    """
+
+    def __init__(self, run_dir: str, before: Survey | None = None) -> None:
         self.raw_table = mounts.read_table()
+        known = before._places if before else None  # noqa: SLF001  # of its own class
+        self._places: _Places = known if known and known.homes else _Places(run_dir, self.raw_table)
+        self.run_dir, self.top, self.v1 = self._places.run_dir, self._places.top, self._places.v1
         self._lines = _lines_by_instance(self.raw_table, self.run_dir)
         self._entries: dict[str, list[MountEntry]] = {}
-        self.top = cgroups.hierarchy(self.raw_table)
-        self.v1 = cgroups.memory_v1(self.raw_table)
-        self.has_run_dir = os.path.isdir(self.run_dir)
-        if self.has_run_dir:
-            store.check_trusted(run_dir, what="run directory")
         self.cgroups: dict[str, list[str]] = {}
         self.v1_groups: dict[str, list[str]] = {}
-        if self.has_run_dir:
+        if self._places.homes:
             if self.top:
-                self.cgroups = cgroups.everything(cgroups.home(self.top, self.run_dir))
+                self.cgroups = cgroups.everything(self._places.homes[0])
             if self.v1:
-                self.v1_groups = cgroups.everything(cgroups.home(self.v1, self.run_dir))
+                self.v1_groups = cgroups.everything(self._places.homes[1])
         self._rooted: dict[str, list[int]] | None = None
         self._ids: dict[int, str] | None = None
-        self._tracking = ""
-        self._places: dict[tuple[int, bytes], str] | None = None
+        self._origins: dict[tuple[int, bytes], str] | None = None
         self._copies: dict[int, dict[int, str]] = {}
-        self._here = processes.namespace("thread-self")
         self._namespaces: dict[int, list[int]] | None = None
 
     @property
     def tracking(self) -> str:
         """``cgroup`` where a v2 hierarchy can be written, else ``root``."""
-        self._tracking = self._tracking or ("cgroup" if self.top and cgroups.is_writable(self.top) else "root")
-        return self._tracking
+        places = self._places
+        places.tracking = places.tracking or ("cgroup" if self.top and cgroups.is_writable(self.top) else "root")
+        return places.tracking
 
     def names(self) -> set[str]:
         """The names of everything that is present, whole or in pieces."""
@@ -83,38 +101,48 @@ class Survey:
         """The processes whose root directory is in its mounts; the one pass serves every instance."""
         if self._rooted is None:
             self._rooted = {}
-            for pid in processes.all_pids() if self._lines else ():  # no mounts means no users, never all
-                if owner := self.owner(pid):
-                    self._rooted.setdefault(owner, []).append(pid)
+            if self._lines:  # no mounts means no users, never all
+                from chrootfw.system import holders
+
+                usual = holders.root_mount(os.getpid())
+                is_outside = self._owner(os.getpid(), usual) is None
+                for pid in processes.all_pids():
+                    mount_id = holders.root_mount(pid)
+                    if mount_id == usual and is_outside:  # nearly all: no need to look for copies of the mounts
+                        continue
+                    if owner := self._owner(pid, mount_id):
+                        self._rooted.setdefault(owner, []).append(pid)
         return self._rooted.get(name, [])
 
     def owner(self, pid: int) -> str | None:
         """The instance in whose mounts the root directory of a process is; in a copy of them that another mount
         namespace has, too."""
-        if self._ids is None:
-            self._ids = {int(line.split(b" ", 1)[0]): name for name, lines in self._lines.items() for line in lines}
         from chrootfw.system import holders
 
-        mount_id = holders.root_mount(pid)
+        return self._owner(pid, holders.root_mount(pid))
+
+    def _owner(self, pid: int, mount_id: int) -> str | None:
+        if self._ids is None:
+            self._ids = {int(line.split(b" ", 1)[0]): name for name, lines in self._lines.items() for line in lines}
         if mount_id in self._ids or mount_id < 0:
             return self._ids.get(mount_id)
         space = processes.namespace(pid)
         if space not in self._copies:
-            self._copies[space] = self._copies_in(pid) if space not in (0, self._here) else {}
+            self._copies[space] = self._copies_in(pid) if space not in (0, self._places.namespace) else {}
         return self._copies[space].get(mount_id)
 
     def _copies_in(self, pid: int) -> dict[int, str]:
         """The mounts in a process's mount namespace that are copies of an instance's, by ID."""
-        if self._places is None:
+        if self._origins is None:
             ours = {entry.id for entries in self.entries.values() for entry in entries}
             taken = {(e.dev, e.root) for e in mounts.parse(self.raw_table) if e.id not in ours}
             places = {(e.dev, e.root): name for name, entries in self.entries.items() for e in entries}
-            self._places = {place: name for place, name in places.items() if place not in taken}
+            self._origins = {place: name for place, name in places.items() if place not in taken}
         try:
             table = mounts.parse(mounts.read_table(pid))
         except OSError:
             return {}
-        return {e.id: self._places[e.dev, e.root] for e in table if (e.dev, e.root) in self._places}
+        return {e.id: self._origins[e.dev, e.root] for e in table if (e.dev, e.root) in self._origins}
 
     def own(self, name: str) -> list[int]:
         """The pids of its own processes, found both ways; 0 stands for one that cannot be seen from here."""

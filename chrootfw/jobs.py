@@ -29,6 +29,7 @@ class Job:
     intent: dict[str, Any] | None = None
     made: list[str] = attrs.field(factory=list)
     unreturned: list[dict[str, Any]] = attrs.field(factory=list)
+    _surveyed: Survey | None = attrs.field(default=None, init=False)
 
     @property
     def name(self) -> str:
@@ -47,7 +48,8 @@ class Job:
 
     def survey(self) -> Survey:
         """A new look at the kernel."""
-        return Survey(self.run_dir)
+        self._surveyed = Survey(self.run_dir, self._surveyed)
+        return self._surveyed
 
     def save(self, **changes: Any) -> None:
         """Change the intent and write it; nothing where there is none. Raises ``StepError``."""

@@ -42,21 +42,30 @@ FindHolders = Callable[[Survey, Iterable[int] | None], list[Process]]
 
 
 class Living:
-    """Who lives now: asked again before each signal."""
+    """Who lives now: asked again before each signal.
+
+    Where a first look has shown that all own processes are in the cgroup, /proc is not read again: what they start is born in
+    there. One that leaves the cgroup at that very moment keeps the root busy (``hunt``).
+    """
 
     def __init__(self, job: Job, holders: FindHolders | None) -> None:
         self.job = job
         self.look_for_holders = holders
         self.spared = processes.self_and_ancestors()
+        self.cgroups: list[str] = []
+        self.rooted_only: list[int] | None = None
         self.look()
 
     def look(self) -> None:
         """Read cgroups and /proc again."""
-        self.survey: Survey = self.job.survey()
         name = self.job.name
+        all_in_cgroup = bool(self.cgroups) and self.rooted_only == []
+        self.survey: Survey = self.job.survey()
         self.cgroups = self.survey.cgroups.get(name, [])
         tracked = processes.tracked(self.cgroups)
-        rooted = [pid for pid in self.survey.rooted(name) if not self._is_of_another(pid)]
+        rooted = []
+        if not (all_in_cgroup and self.cgroups):
+            rooted = [pid for pid in self.survey.rooted(name) if not self._is_of_another(pid)]
         self.own = list(dict.fromkeys([*tracked, *rooted]))
         self.rooted_only = [pid for pid in rooted if pid not in set(tracked)]
         self.holders: dict[int, Process] = {}
@@ -111,7 +120,8 @@ def carry_out(living: Living, plugin: str, escalations: Sequence[Escalation]) ->
             return
         with job.step("kill", kill_plan.describe(step), plugin), job.interrupts.shield():
             _escalate(living, step)
-    living = Living(job, None)
+    living.look_for_holders = None
+    living.look()
     if living.has_own:
         raise survivors(job.name, living)
 
@@ -122,26 +132,31 @@ def kill_at_once(job: Job) -> None:
     if living.has_own:
         with job.step("kill", KILL_DOES):
             _escalate(living, Escalation(signal.SIGKILL, kill_plan.KILL_GRACE))
-        living = Living(job, None)
+        living.look()
     if living.has_own:
         raise survivors(job.name, living)
 
 
 def hunt(job: Job) -> bool:
-    """KILL own processes that no single look at /proc shows, because none of them lives for long; whether there were any.
+    """KILL own processes that nobody had seen, for a root that is busy; whether there were any.
 
-    For a root that is busy though nobody was found, where no cgroup tells. Raises ``SurvivorError``.
+    One has left the cgroup at the last moment; or, without a cgroup, no single look at /proc shows them, because none of them lives
+    for long. Raises ``SurvivorError``.
     """
     living = Living(job, None)
-    if living.cgroups:
-        return False
-    with _before_others():
-        _stop_forks(living, time.monotonic() + _STOP_MAX, quiet=_QUIET_AFTER_BIRTHS)
-    living.look()
+    if not living.cgroups:
+        with _before_others():
+            _stop_forks(living, time.monotonic() + _STOP_MAX, quiet=_QUIET_AFTER_BIRTHS)
+        living.look()
     if not living.has_own:
         return False
     kill_at_once(job)
     return True
+
+
+def any_lives(job: Job) -> bool:
+    """Whether an own process lives; /proc is read only where no cgroup tells."""
+    return job.survey().is_populated(job.name) or Living(job, None).has_own
 
 
 def survivors(name: str, living: Living) -> SurvivorError:

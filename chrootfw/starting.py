@@ -152,7 +152,7 @@ def _run_inside(job: Job, answers: Answers) -> None:
         command = answers.script
         job.save(init_ran=True)
         job.stages.around(job.instance, "init-start", lambda: _init_start(job, answers, command))
-        require_process(job, has_own=killing.Living(job, None).has_own)
+        require_process(job, has_own=killing.any_lives(job))
     job.interrupts.check()
     job.save(phase="started", started_at=time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()))
 
