@@ -91,20 +91,22 @@ _ENTRY = {
 
 
 def _fits(value: Any, shape: Any) -> bool:
-    # Plain loops: a list of hundreds of instances is here for a third of its time.
-    if isinstance(shape, tuple):
-        return isinstance(value, shape)
+    # Plain loops, and no call for a leaf: a list of hundreds of instances is here for a fifth of its time.
     if isinstance(shape, list):
         if not isinstance(value, list):
             return False
-        for each in value:  # noqa: SIM110  # as said above
-            if not _fits(each, shape[0]):
+        inner = shape[0]
+        for each in value:  # noqa: SIM110
+            if not (isinstance(each, inner) if type(inner) is tuple else _fits(each, inner)):
                 return False
         return True
     if not isinstance(value, dict):
         return False
-    for key, inner in shape.items():  # noqa: SIM110
-        if key not in value or not _fits(value[key], inner):
+    for key, inner in shape.items():
+        if key not in value:
+            return False
+        each = value[key]
+        if not (isinstance(each, inner) if type(inner) is tuple else _fits(each, inner)):
             return False
     return True
 

@@ -65,11 +65,13 @@ class Survey:
                 self.cgroups = cgroups.everything(self._places.homes[0])
             if self.v1:
                 self.v1_groups = cgroups.everything(self._places.homes[1])
+        self._populated: dict[str, bool] = {}
         self._rooted: dict[str, list[int]] | None = None
         self._ids: dict[int, str] | None = None
         self._origins: dict[tuple[int, bytes], str] | None = None
         self._copies: dict[int, dict[int, str]] = {}
         self._namespaces: dict[int, list[int]] | None = None
+        self._counts_memory: bool | None = None
 
     @property
     def tracking(self) -> str:
@@ -77,6 +79,13 @@ class Survey:
         places = self._places
         places.tracking = places.tracking or ("cgroup" if self.top and cgroups.is_writable(self.top) else "root")
         return places.tracking
+
+    @property
+    def counts_memory(self) -> bool:
+        """Whether the cgroups of version 2 have the memory controller; one look instead of a file that is missing in each."""
+        if self._counts_memory is None:
+            self._counts_memory = bool(self.top) and cgroups.hands_down(self._places.homes[0], "memory")
+        return self._counts_memory
 
     def names(self) -> set[str]:
         """The names of everything that is present, whole or in pieces."""
@@ -94,8 +103,10 @@ class Survey:
         return {name: self.mounts(name) for name in self._lines}
 
     def is_populated(self, name: str) -> bool:
-        """Whether something lives in one of its cgroups."""
-        return any(cgroups.is_populated(path) for path in self.cgroups.get(name, ()))
+        """Whether something lived in one of its cgroups at the first time of asking."""
+        if name not in self._populated:
+            self._populated[name] = any(cgroups.is_populated(path) for path in self.cgroups.get(name, ()))
+        return self._populated[name]
 
     def rooted(self, name: str) -> list[int]:
         """The processes whose root directory is in its mounts; the one pass serves every instance."""
@@ -424,7 +435,8 @@ def _account(survey: Survey, name: str, info: InstanceInfo) -> None:
     info.processes = len(pids)
     if not survey.is_populated(name):
         info.tracking = "root"
-    for source, groups in (("cgroup v2", paths), ("cgroup v1", survey.v1_groups.get(name, []))):
+    v2 = paths if survey.counts_memory else []
+    for source, groups in (("cgroup v2", v2), ("cgroup v1", survey.v1_groups.get(name, []))):
         counted = [count for group in groups if (count := cgroups.memory_bytes(group)) is not None]
         if counted:
             info.memory_bytes, info.memory_source = sum(counted), source
@@ -437,7 +449,7 @@ def _account(survey: Survey, name: str, info: InstanceInfo) -> None:
 
 def _resident(pid: int) -> int:
     """Resident memory in bytes; shared pages count for each process that has them."""
-    fields = processes.first_line(f"/proc/{pid}/statm").split()
+    fields = processes.read(f"/proc/{pid}/statm").split()
     return int(fields[1]) * _PAGE if len(fields) > 1 else 0
 
 

@@ -88,6 +88,14 @@ def _enable(path: str, controllers: Sequence[str]) -> None:
             pass  # accounting is a service, not a condition: info then sums up by process
 
 
+def hands_down(path: str, controller: str) -> bool:
+    """Whether the cgroups below have a controller's files."""
+    try:
+        return controller.encode() in _read(f"{path}/cgroup.subtree_control").split()
+    except OSError:
+        return False
+
+
 def _number(path: str) -> int:
     digits = path.rpartition("@")[2]
     return int(digits) if digits.isdigit() else 0

@@ -81,7 +81,7 @@ def find(
     Looks at the root, working directory, executable and files of each thread, mappings, unix sockets bound inside, loop
     devices over files inside, and copies of the mounts in other mount namespaces. ``spare_own``: pids known as the
     instance's own; ``only``: look at these pids alone; ``devices_too``: the loop
-    devices as well, which nobody can signal. What holds without a process cannot be seen here: only the unmount and the device know.
+    devices as well, which nobody can signal, and who has the disk itself open, such as udev for a moment. What holds without a process cannot be seen here: only the unmount and the device know.
     """
     ids = set(held.ids)
     own = set(spare_own)
@@ -100,7 +100,7 @@ def find(
     for pid in pids:
         if pid in own:
             continue
-        tie = _tie(pid, ids, held, sockets)
+        tie = _tie(pid, ids, held, sockets, devices_too=devices_too)
         if tie:
             found[pid] = Process(pid, command(pid), user(pid), *tie)
         elif copies.get(spaces[pid]):
@@ -114,7 +114,9 @@ def find(
     return list(found.values())
 
 
-def _tie(pid: int, ids: set[int], held: Held, sockets: Mapping[int, str]) -> tuple[str, str] | None:
+def _tie(
+    pid: int, ids: set[int], held: Held, sockets: Mapping[int, str], *, devices_too: bool
+) -> tuple[str, str] | None:
     """Why a process is tied to the instance, and by what; ``None`` if it is not."""
     bases = _bases(pid)
     for base in bases:
@@ -130,7 +132,7 @@ def _tie(pid: int, ids: set[int], held: Held, sockets: Mapping[int, str]) -> tup
                 continue
             _, mode, inode, *numbers, mount_id = status
             kind = mode & 0o170000
-            if mount_id in ids or held.has(numbers[2:]) or (kind == _BLOCK and held.has(numbers[:2])):
+            if mount_id in ids or held.has(numbers[2:]) or (devices_too and kind == _BLOCK and held.has(numbers[:2])):
                 return "fd", _readlink(b"%b/%b" % (directory, fd))
             if kind == _SOCKET and inode in sockets:
                 return "socket", sockets[inode]

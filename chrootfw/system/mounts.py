@@ -146,12 +146,13 @@ def select(raw: bytes, directory: bytes) -> list[MountEntry]:
 def lines_below(raw: bytes, directory: bytes) -> list[tuple[bytes, bytes]]:
     """``(line, mount point)`` of what ``select`` parses, for who needs a few of them only. Raises ``ValueError`` as that does."""
     found = []
+    below = directory.rstrip(b"/") + b"/"
     for line in _lines_with(raw, b" " + escape(directory)):
         fields = line.split(b" ", 5)
         if len(fields) < 5:
             raise ValueError(f"no line of mountinfo: {line!r}")
-        mount_point = unescape(fields[4])
-        if is_within_bytes(mount_point, directory):
+        mount_point = fields[4] if b"\\" not in line else unescape(fields[4])
+        if mount_point == directory or mount_point.startswith(below):
             found.append((line, mount_point))
     return found
 

@@ -100,13 +100,25 @@ def namespace(pid: int | str) -> int:
 
 def first_line(path: str) -> str:
     """The first line of a file of /proc, ``""`` when the process is gone."""
-    return next(_lines(path), "")
+    return next(iter(_lines(path)), "")
 
 
-def _lines(path: str) -> Iterator[str]:
+def read(path: str) -> bytes:
+    """A whole file of /proc, empty when the process is gone. By read(2): ``open`` asks four more things about each."""
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            for line in file:
-                yield line.rstrip("\n")
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        return
+        return b""
+    try:
+        data = b""
+        while chunk := os.read(fd, 1 << 16):
+            data += chunk
+        return data
+    except OSError:
+        return b""
+    finally:
+        os.close(fd)
+
+
+def _lines(path: str) -> list[str]:
+    return os.fsdecode(read(path)).split("\n")

@@ -273,8 +273,8 @@ def parse(data: bytes) -> Any:
         value, end = make_scanner(_Decoder)(text, 0)  # type: ignore[arg-type]  # it asks for attributes only
         if text[end:] == "\n":
             return value
-    except (ImportError, StopIteration, ValueError):
-        pass  # another Python, or not as dump writes it: json knows, and says what is wrong
+    except (ImportError, StopIteration, ValueError, SystemError):
+        pass  # another Python, or not as dump writes it (a SystemError where json is not imported): json says what is wrong
     import json
 
     return json.loads(data)

@@ -503,7 +503,7 @@ def configuration_context(place: Place) -> Iterator[list[str]]:
     os.close(fd)
 
 
-@kind("the loop device itself, opened", UNKNOWN)
+@kind("the loop device itself, opened", NAMED)
 def opened_device(place: Place) -> Iterator[list[str]]:
     with open(place.device, "rb"):
         yield _me()

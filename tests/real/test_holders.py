@@ -276,6 +276,24 @@ def test_holders_are_signalled_when_that_is_asked_for(held_by: Chroot, outside: 
     assert web1.is_gone()
 
 
+def test_who_has_the_disk_itself_open_is_named_and_never_signalled(
+    make_chroot: Callable[..., Chroot], image: Callable[..., Path], outside: Outside
+) -> None:
+    """It may be udev, which looks at each device for a moment."""
+    web1 = make_chroot(disk=image())
+    web1.start()
+    (device,) = loops_over(web1.disk)
+    with open(device, "rb") as disk:
+        opener = outside("sleep", "3600", stdin=disk)
+    held = web1.cli("stop", "--kill-holders", expect=4)
+    assert f"pid {opener.pid} (sleep, root): fd {device}" in held.stderr, held
+    assert opener.poll() is None
+    opener.kill()
+    opener.wait()
+    web1.cli("cleanup")
+    assert web1.is_gone()
+
+
 def test_a_holder_that_ignores_term_is_killed_too(web1: Chroot, outside: Outside) -> None:
     web1.start()
     holder = outside("sh", "-c", "trap '' TERM; echo; exec sleep 3600", cwd=web1.root, stdout=subprocess.PIPE)

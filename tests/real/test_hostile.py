@@ -221,8 +221,9 @@ def test_whoever_has_the_device_number_that_an_in_memory_file_system_had_is_not_
             opened = [files.enter_context((place / "file").open("w")) for place in places]
             strangers = [outside("sleep", "3600", stdin=file) for file in opened]
         held = cli.end(stop, expect=4)
-    assert "busy, holder unknown" in held.stderr, held
+    assert f"pid {os.getpid()} " in held.stderr, held
     for stranger in strangers:
+        assert f"pid {stranger.pid} " not in held.stderr, held
         stranger.kill()
         stranger.wait()
     web1.cli("cleanup")

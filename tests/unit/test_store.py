@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 
 import pytest
@@ -41,6 +42,16 @@ def outcome(parse, data: bytes) -> object:
 @example(b"9" * 5000 + b"\n")
 def test_it_reads_as_json_does(data: bytes) -> None:
     assert outcome(store.parse, data) == outcome(json.loads, data)
+
+
+def test_damaged_in_a_process_that_has_not_imported_json() -> None:
+    program = "import sys; from chrootfw.system import store; assert 'json' not in sys.modules; store.parse(b'{')"
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", f"import sys; sys.path[:] = {sys.path!r}; {program}"],
+        capture_output=True,
+        text=True,
+    )
+    assert "json.decoder.JSONDecodeError" in done.stderr
 
 
 def test_another_python_has_no_scanner(monkeypatch: pytest.MonkeyPatch) -> None:
