@@ -12,7 +12,6 @@ from chrootfw.errors import StepError, TransitionError
 from chrootfw.planning.paths import check_absolute, check_name
 from chrootfw.system import cgroups, deadlines, processes, spawn, users
 from chrootfw.system.isolation import Isolation
-from chrootfw.system.namespaces import Joined
 from chrootfw.views import InstanceState
 
 TYPE_CHECKING = False
@@ -20,6 +19,8 @@ if TYPE_CHECKING:
     import signal
     from collections.abc import Mapping, Sequence
     from typing import Any
+
+    from chrootfw.system.namespaces import Joined
 else:
     import _signal as signal  # as in spawn
 
@@ -54,7 +55,7 @@ class Inside:
         intent, _ = inventory.read_intent(survey, name)
         if pid := survey.elsewhere(name, intent):
             raise elsewhere(name, pid)
-        _check_state(name, survey.state(name, intent), has_root=bool(survey.mounts(name)))
+        _check_state(name, survey.state(name, intent), has_root=survey.is_mounted(name))
         entry = (intent or {}).get("entry") or _entry_of_the_lost(survey, name)
         self.name = name
         self.isolation = Isolation(entry, name)
@@ -82,12 +83,15 @@ class Inside:
         groups = survey.v1_groups.get(name, []) if not paths else []
         self.joins = [f"{path}/cgroup.procs" for path in groups[-1:]]
         self.root_fd = os.open(self.root, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        own = survey.own(name) if self.isolation.flags else ()
-        try:
-            self.joined = Joined(self.isolation, own, self.root_fd, self.cgroup)
-        except OSError as error:
-            os.close(self.root_fd)
-            raise StepError(f"cannot enter {name}: {error.strerror}") from error
+        self.joined: Joined | None = None
+        if self.isolation.flags:
+            from chrootfw.system.namespaces import Joined
+
+            try:
+                self.joined = Joined(self.isolation, survey.own(name), self.root_fd, self.cgroup)
+            except OSError as error:
+                os.close(self.root_fd)
+                raise StepError(f"cannot enter {name}: {error.strerror}") from error
 
     def spawn(self, argv: Sequence[str], stdin: int, stdout: int, stderr: int) -> spawn.Child:
         """Start ``argv`` in the caller's session. Raises ``OSError`` as execve(2) does."""
@@ -111,7 +115,8 @@ class Inside:
 
     def __exit__(self, *_exc: object) -> None:
         os.close(self.root_fd)
-        self.joined.__exit__()
+        if self.joined is not None:
+            self.joined.__exit__()
 
 
 def _entry_of_the_lost(survey: inventory.Survey, name: str) -> Mapping[str, Any]:

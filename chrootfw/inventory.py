@@ -91,6 +91,10 @@ class Survey:
         """The names of everything that is present, whole or in pieces."""
         return {*self._lines, *self.cgroups, *store.instances(self.run_dir)}
 
+    def is_mounted(self, name: str) -> bool:
+        """Whether it has a mount."""
+        return name in self._lines
+
     def mounts(self, name: str) -> list[MountEntry]:
         """The instance's mounts: its root, what is below it, its auxiliary layers."""
         if name not in self._entries:
@@ -329,8 +333,8 @@ def show_one(run_dir: str, config_dir: str, name: str) -> InstanceInfo:
     survey = Survey(run_dir)
     if name not in survey.names() and name not in defined_names(config_dir):
         raise not_found(name, config_dir, known_names(survey, config_dir))
-    info = show(survey, name)
-    intent, _notes = read_intent(survey, name)
+    intent, notes = read_intent(survey, name)
+    info = show_with(survey, name, intent, notes)
     entries = survey.mounts(name)
     info.mounts = [_mount_dict(entry, info.root) for entry in entries]
     info.definition_changed = _definition_changed(intent, config_dir, name) if info.state != "absent" else False

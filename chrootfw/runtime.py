@@ -491,7 +491,7 @@ class Runtime:
                 yield None
                 return
             self._check_here(job, survey)
-            if job.intent and not intents.is_current(job.intent) and not survey.mounts(name):
+            if job.intent and not intents.is_current(job.intent) and not survey.is_mounted(name):
                 self._forget_old_boot(job)
                 yield None
                 return

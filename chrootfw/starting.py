@@ -396,13 +396,18 @@ def removal_does(job: Job) -> str:
 
 def finish(job: Job) -> None:
     """The end of a stop, when no own process lives: unmount, pay, prove, release."""
-    entries = job.survey().mounts(job.name)
-    if entries and job.intent and any(record["stage"] == "pre-start" for record in job.intent["steps"]):
+    survey = job.survey()
+    lost = survey.mounts(job.name) if job.intent is None else ()
+    if (
+        survey.is_mounted(job.name)
+        and job.intent
+        and any(record["stage"] == "pre-start" for record in job.intent["steps"])
+    ):
         check_root_answers(job)  # they are undone in there
     failures = debts.pay(job, ("pre-start",))
     job.stages.around(job.instance, "unmount", lambda: _take_down(job), lenient=True)
     try:
-        unmounting.prove_released(job, entries)
+        unmounting.prove_released(job, lost)
     except HeldError as error:
         error.details = (*error.details, *failures)
         raise

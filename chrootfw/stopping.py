@@ -80,7 +80,7 @@ def outside_holders(job: Job, survey: Survey, only: Iterable[int] | None = None)
 def _wants_script(job: Job, survey: Survey, *, force: bool, run_script: bool | None) -> bool:
     if run_script is not None:
         return run_script
-    if force or not survey.mounts(job.name):
+    if force or not survey.is_mounted(job.name):
         return False
     if job.intent is None:
         return job.instance.init_script is not None

@@ -166,9 +166,9 @@ def held_by(job: Job, busy: Sequence[mounts.MountEntry], found: Sequence[Process
     return _held_error(f"{job.name} is held: {targets} is busy", found)
 
 
-def prove_released(job: Job, entries: Sequence[mounts.MountEntry]) -> None:
-    """The proof that the disks are free. ``entries``: the mounts as they were. Raises ``HeldError``."""
-    recorded = job.intent["disks"] if job.intent else inventory.disks_of(entries)
+def prove_released(job: Job, lost: Sequence[mounts.MountEntry]) -> None:
+    """The proof that the disks are free. ``lost``: the mounts as they were, where there is no record. Raises ``HeldError``."""
+    recorded = job.intent["disks"] if job.intent else inventory.disks_of(lost)
     left = inventory.unreleased(recorded, settle=disks.SETTLE)
     if not left:
         return

@@ -14,11 +14,11 @@ _LOOKING = _ALWAYS | {
     "intents", "inventory", "system", "system.cgroups", "system.mounts", "system.processes", "system.store", "views",
 }  # fmt: skip
 _CALLS = {"planning.privileges", "system.deadlines", "system.isolation", "system.spawn", "system.syscalls"}
-_ENTERING = {"entering", "system.keeper", "system.namespaces", "system.root", "system.users"}
+_ENTERING = {"entering", "system.root", "system.users"}
 _VERB = _LOOKING | _CALLS | _ENTERING | {
     "config", "debts", "deprecated", "hook_calls", "hookspecs", "installed", "interrupts", "jobs", "killing", "log", "model",
     "mounting", "planning.kill_plan", "planning.mount_order", "planning.transitions", "plugins", "runtime", "scripts",
-    "stages", "starting", "stopping", "system.disks", "system.holders", "system.loops", "system.trees", "system.umount",
+    "stages", "starting", "system.keeper", "system.namespaces", "stopping", "system.disks", "system.holders", "system.loops", "system.trees", "system.umount",
     "unmounting",
 }  # fmt: skip
 
