@@ -17,6 +17,10 @@ IN_MEMORY = frozenset(
 )
 
 
+#: Spaces before the one that a line's mount point follows.
+_FIELDS_BEFORE = 3
+
+
 class MountEntry:
     """One line of mountinfo. Paths are ``bytes`` with the octal escapes undone; ``dev`` is as in ``os.stat``."""
 
@@ -144,16 +148,21 @@ def select(raw: bytes, directory: bytes) -> list[MountEntry]:
 
 
 def lines_below(raw: bytes, directory: bytes) -> list[tuple[bytes, bytes]]:
-    """``(line, mount point)`` of what ``select`` parses, for who needs a few of them only. Raises ``ValueError`` as that does."""
+    """``(line, mount point)`` of what ``select`` parses, for who needs a few of them only."""
     found = []
-    below = directory.rstrip(b"/") + b"/"
-    for line in _lines_with(raw, b" " + escape(directory)):
-        fields = line.split(b" ", 5)
-        if len(fields) < 5:
-            raise ValueError(f"no line of mountinfo: {line!r}")
-        mount_point = fields[4] if b"\\" not in line else unescape(fields[4])
-        if mount_point == directory or mount_point.startswith(below):
-            found.append((line, mount_point))
+    needle = b" " + escape(directory).rstrip(b"/")
+    at = raw.find(needle)
+    while at >= 0:
+        begin = raw.rfind(b"\n", 0, at) + 1
+        after = at + len(needle)
+        # The mount point is the fifth field; the same text may stand in the fourth, or further on.
+        if raw[after : after + 1] not in (b" ", b"/") or raw.count(b" ", begin, at) != _FIELDS_BEFORE:
+            at = raw.find(needle, after)
+            continue
+        end = raw.find(b"\n", after)
+        line = raw[begin : end if end >= 0 else len(raw)]
+        found.append((line, unescape(line[at + 1 - begin :].partition(b" ")[0])))
+        at = raw.find(needle, begin + len(line))
     return found
 
 

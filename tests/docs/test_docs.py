@@ -354,7 +354,8 @@ def test_every_page_can_be_reached_and_found(html: Path) -> None:
     sides = {
         (html / f"{page.stem}.html"): page
         for page in PAGES
-        if page.parent == DOCS and page.name not in ("index.md", "figures.md", "ganeti-table.md", "performance-figures.md")
+        if page.parent == DOCS
+        and page.name not in ("index.md", "figures.md", "ganeti-table.md", "performance-figures.md")
     }
     assert all(f'"{page.stem}"' in index for page in sides.values())
     for file in [*sides, html / "index.html"]:
