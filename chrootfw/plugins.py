@@ -10,7 +10,7 @@ import importlib
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from types import ModuleType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import attrs
@@ -19,6 +19,9 @@ import pluggy
 from chrootfw import deprecated, hookspecs, installed
 from chrootfw.errors import PluginError, PluginLoadError, nearest
 from chrootfw.hook_calls import where
+
+#: The attribute that ``chrootfw.hookimpl`` gives a function.
+_MARK = f"{hookspecs.hookimpl.project_name}_impl"
 
 #: The described behaviour, one module a stage; asked last.
 DEFAULTS = (
@@ -60,11 +63,21 @@ class PluginRecord:
 
 
 class _Manager(pluggy.PluginManager):
-    """pluggy's, which looks at every attribute of a plugin (inspect.getattr_static): those of all objects are left out."""
+    """pluggy's, which looks at every attribute of a plugin (inspect.getattr_static): those of all objects are left out, and
+    what a module has imported."""
 
     def parse_hookimpl_opts(self, plugin: object, name: str) -> Any:
         """The options of a hook's implementation, ``None`` for what is none."""
-        return None if name.startswith("__") else super().parse_hookimpl_opts(plugin, name)
+        if name.startswith("__"):
+            return None
+        if isinstance(plugin, ModuleType):
+            value = vars(plugin).get(name)
+            if isinstance(value, FunctionType):
+                if _MARK not in vars(value):
+                    return None
+            elif not isinstance(value, staticmethod | classmethod | MethodType):
+                return None
+        return super().parse_hookimpl_opts(plugin, name)
 
 
 class Registry:
