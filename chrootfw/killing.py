@@ -121,7 +121,8 @@ def carry_out(living: Living, plugin: str, escalations: Sequence[Escalation]) ->
         with job.step("kill", kill_plan.describe(step), plugin), job.interrupts.shield():
             _escalate(living, step)
     living.look_for_holders = None
-    living.look()
+    if living.has_own or not living.cgroups:
+        living.look()
     if living.has_own:
         raise survivors(job.name, living)
 
