@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import signal
@@ -111,11 +112,18 @@ def test_waiting_for_a_lock_ends_at_once(web1: driving.Chroot, signum: signal.Si
         fcntl.flock(held, fcntl.LOCK_EX)
         process = web1._cli.begin("stop", "web1", "--lock-timeout", "600")
 
-        def waits() -> bool:
-            fds = Path(f"/proc/{process.pid}/fd")
-            return any(os.path.realpath(fd) == str(lock.resolve()) for fd in fds.iterdir())
-
-        kernelview.wait_until(waits, "the command has opened the lock")
+        kernelview.wait_until(
+            lambda: str(lock.resolve()) in _open_files(process.pid), "the command has opened the lock"
+        )
         process.send_signal(signum)
         web1._cli.end(process, expect=128 + signum)
     assert web1.state == "running"
+
+
+def _open_files(pid: int) -> list[str]:
+    """Where its descriptors lead; they come and go meanwhile."""
+    found = []
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found.append(os.readlink(f"/proc/{pid}/fd/{fd}"))
+    return found
