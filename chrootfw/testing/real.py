@@ -15,7 +15,7 @@ from typing import Any
 import chrootfw
 from chrootfw import ChrootfwError, Event, Instance, InstanceInfo, MountPoint, Node, Runtime, TrustError
 from chrootfw.runtime import Chroot
-from chrootfw.system import loops, mounts, processes, store, syscalls
+from chrootfw.system import cgroups, loops, mounts, processes, store, syscalls
 
 #: How to have these tests run without being root. A user namespace alone does not do: /proc may be mounted by who owns the pid
 #: namespace, /sys by who owns the network namespace.
@@ -102,6 +102,9 @@ class Ground:
             self.run_dir = _run_dir(self.directory)
             self._mounts = {entry.id for entry in mounts.table()}
             self._loops = set(_loops(self.directory))
+            table = mounts.read_table()
+            tops = filter(None, (cgroups.hierarchy(table), cgroups.memory_v1(table)))
+            self._cgroup_homes = [cgroups.home(top, self.run_dir) for top in tops]
         except BaseException:
             self._way.__exit__(None, None, None)
             raise
@@ -151,7 +154,7 @@ class Ground:
         return chroot
 
     def _clear(self) -> None:
-        """Tell what is left, and take it away: processes, then mounts, then loop devices."""
+        """Tell what is left, and take it away: processes, then mounts, then loop devices, then cgroups."""
         for pid in _processes_here():
             self.left.append(f"process {pid} ({processes.command(pid)})")
             _kill(pid)
@@ -163,6 +166,13 @@ class Ground:
             if device not in self._loops:
                 self.left.append(f"{device} over {file}")
                 _detach(device)
+        for home in self._cgroup_homes:
+            for path in (path for paths in cgroups.everything(home).values() for path in paths):
+                self.left.append(f"the cgroup {path}")
+                try:
+                    cgroups.remove(path)
+                except OSError:
+                    pass  # a process that could not be killed is in it, and was told
 
 
 class ForUserNamespaces:

@@ -391,9 +391,16 @@ def test_what_a_test_leaves_fails_it(pytester: pytest.Pytester, deed: str, said:
             real_chroot()
         """
     )
+    before = _cgroups_of_real()
     result = _pytest(pytester)
     result.assert_outcomes(passed=2, errors=1)
     result.stdout.fnmatch_lines(["the test left something:", f"*{said}*"])
+    assert _cgroups_of_real() - before == set()
+
+
+def _cgroups_of_real() -> set[Path]:
+    tops = {Path(os.fsdecode(m.target)) for m in kernelview.mount_table().values() if m.fstype in ("cgroup", "cgroup2")}
+    return {path for top in tops for path in top.glob("chrootfw/*/real@*")}
 
 
 #: Lets somebody who is not root reach the interpreter and the packages, wherever they are, and becomes that one.
