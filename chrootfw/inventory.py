@@ -41,7 +41,7 @@ class _Places:
         self.homes: tuple[str, ...] = ()
         if os.path.isdir(self.run_dir):
             store.check_trusted(run_dir, what="run directory")
-            self.homes = tuple(cgroups.home(top or "", self.run_dir) for top in (self.top, self.v1))
+            self.homes = tuple(cgroups.home(top, self.run_dir) if top else "" for top in (self.top, self.v1))
 
 
 class Survey:
@@ -84,7 +84,9 @@ class Survey:
     def counts_memory(self) -> bool:
         """Whether the cgroups of version 2 have the memory controller; one look instead of a file that is missing in each."""
         if self._counts_memory is None:
-            self._counts_memory = bool(self.top) and cgroups.hands_down(self._places.homes[0], "memory")
+            self._counts_memory = bool(self.top and self._places.homes) and cgroups.hands_down(
+                self._places.homes[0], "memory"
+            )
         return self._counts_memory
 
     def names(self) -> set[str]:

@@ -93,7 +93,7 @@ def hands_down(path: str, controller: str) -> bool:
     try:
         return controller.encode() in _read(f"{path}/cgroup.subtree_control").split()
     except OSError:
-        return False
+        return False  # the memory of each process is summed up then
 
 
 def _number(path: str) -> int:
