@@ -44,12 +44,14 @@ FindHolders = Callable[[Survey, Iterable[int] | None], list[Process]]
 class Living:
     """Who lives now: asked again before each signal.
 
-    Where a first look has shown that all own processes are in the cgroup, /proc is not read again: what they start is born in
-    there. One that leaves the cgroup at that very moment keeps the root busy (``hunt``).
+    Where a first look has shown that all own processes are in the cgroup, and none outlives its grace period, /proc is not read
+    again: what they start is born in there. One that leaves the cgroup at that very moment keeps the root busy (``hunt``); with
+    ``stays_mounted`` nothing would tell of it, and /proc is read each time.
     """
 
-    def __init__(self, job: Job, holders: FindHolders | None) -> None:
+    def __init__(self, job: Job, holders: FindHolders | None, *, stays_mounted: bool = False) -> None:
         self.job = job
+        self.stays_mounted = stays_mounted
         self.look_for_holders = holders
         self.spared = processes.self_and_ancestors()
         self.cgroups: list[str] = []
@@ -64,7 +66,7 @@ class Living:
         self.cgroups = self.survey.cgroups.get(name, [])
         tracked = processes.tracked(self.cgroups)
         rooted = []
-        if not (all_in_cgroup and self.cgroups):
+        if self.stays_mounted or not (all_in_cgroup and self.cgroups):
             rooted = [pid for pid in self.survey.rooted(name) if not self._is_of_another(pid)]
         self.own = list(dict.fromkeys([*tracked, *rooted]))
         self.rooted_only = [pid for pid in rooted if pid not in set(tracked)]
@@ -121,7 +123,7 @@ def carry_out(living: Living, plugin: str, escalations: Sequence[Escalation]) ->
         with job.step("kill", kill_plan.describe(step), plugin), job.interrupts.shield():
             _escalate(living, step)
     living.look_for_holders = None
-    if living.has_own or not living.cgroups:
+    if living.has_own or living.stays_mounted or living.rooted_only is None or not living.cgroups:
         living.look()
     if living.has_own:
         raise survivors(job.name, living)
@@ -212,6 +214,7 @@ def _send_and_wait(living: Living, step: Escalation) -> None:
         while True:
             _wait_for(watched, groups, deadline - time.monotonic())
             if not whole or time.monotonic() >= deadline:
+                living.rooted_only = None  # who outlives its time may be anywhere by now
                 return
             living.look()
             alive = kill_plan.targets(step, living.own, living.holders, living.spared)

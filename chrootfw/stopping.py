@@ -28,7 +28,9 @@ def stop(
 
     Raises ``SurvivorError``, ``HeldError``, ``StepError``, or ``Interrupted`` between two steps.
     """
-    end_processes(job, force=force, timeout=timeout, run_script=run_script, kill_holders=kill_holders)
+    end_processes(
+        job, force=force, timeout=timeout, run_script=run_script, kill_holders=kill_holders, stays_mounted=keep_mounted
+    )
     if keep_mounted:
         starting.remove_cgroups(job)
         job.note(phase="started")
@@ -42,7 +44,15 @@ def stop(
         raise
 
 
-def end_processes(job: Job, *, force: bool, timeout: float | None, run_script: bool | None, kill_holders: bool) -> None:
+def end_processes(
+    job: Job,
+    *,
+    force: bool,
+    timeout: float | None,
+    run_script: bool | None,
+    kill_holders: bool,
+    stays_mounted: bool,
+) -> None:
     """The first half of a stop: the init script's ``stop``, then the kill strategy."""
     job.interrupts.check()
     job.note(phase="stopping")
@@ -58,7 +68,7 @@ def end_processes(job: Job, *, force: bool, timeout: float | None, run_script: b
         return outside_holders(job, survey, only)
 
     def kill() -> None:
-        living = killing.Living(job, holders if kill_holders else None)
+        living = killing.Living(job, holders if kill_holders else None, stays_mounted=stays_mounted)
         if not living.has_own and not living.holders:
             return
         given = [*living.survey.own_processes(job.name), *living.holders.values()]
@@ -142,7 +152,7 @@ def reboot(job: Job, answers: Answers) -> None:
     state = job.survey().state(job.name, job.intent)
     transitions.check("reboot", job.name, state)
     mounting.check_same_disk(job, answers.points, lambda _disk: None)
-    end_processes(job, force=False, timeout=None, run_script=None, kill_holders=False)
+    end_processes(job, force=False, timeout=None, run_script=None, kill_holders=False, stays_mounted=True)
     starting.start_again(job, answers)
 
 

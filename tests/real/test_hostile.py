@@ -10,12 +10,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import driving
 import kernelview
 import pytest
 import roots
 
+import chrootfw
 from chrootfw.system import processes
 
 
@@ -168,6 +170,27 @@ def test_a_frozen_instance_is_stopped_by_its_script(web1: driving.Chroot) -> Non
     Path(f"{hierarchy}{path}/cgroup.freeze").write_text("1")
     assert "the stop goes on" not in web1.cli("stop").stderr
     assert web1.calls() == ["start", "stop"]
+    assert web1.is_gone()
+
+
+@pytest.mark.parametrize("how", [{}, {"keep_mounted": True}], ids=["stop", "keep mounted"])
+def test_one_that_leaves_the_cgroup_while_it_is_stopped_is_ended_too(
+    make_chroot: Callable[..., driving.Chroot], how: dict[str, Any]
+) -> None:
+    """After the first look at /proc, just before the first signal; and TERM it ignores."""
+    top = kernelview.cgroup_hierarchy()
+    web1 = make_chroot(init=roots.script(start=roots.STUBBORN, stop="true"), grace=0.5)
+    web1.start()
+    (pid,) = web1.pids()
+
+    def leave(event: chrootfw.Event) -> None:
+        if top and (event.what, event.stage) == ("begin", "kill") and "TERM" in event.does:
+            Path(top, "cgroup.procs").write_text(str(pid))
+
+    runtime = chrootfw.Runtime(run_dir=web1._cli.run_dir, config_dir=web1._cli.config_dir, on_event=leave)
+    runtime.stop("web1", **how)
+    assert not kernelview.is_running(pid)
+    web1.cli("stop")
     assert web1.is_gone()
 
 
