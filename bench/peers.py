@@ -27,7 +27,10 @@ TIMEOUT = 60
 
 
 class Peer:
-    """``name``: as in the table. ``program``: what must be installed."""
+    """``name``: as in the table. ``program``: what must be installed.
+
+    Not all can do all: what a row asks of a peer that cannot is a mistake of the row, and NotImplementedError.
+    """
 
     name = ""
     program = ""
