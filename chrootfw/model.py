@@ -369,8 +369,8 @@ class Problem:
     warning: bool = False
 
 
-def _always_right(_value: Any) -> None:
-    return None
+def always_right(_value: Any) -> None:
+    """The check of a parameter that has none."""
 
 
 #: The types that a value in TOML may have.
@@ -392,7 +392,7 @@ class Parameter:
     name: str = attrs.field()
     type: type | tuple[type, ...] = attrs.field()
     default: Any = attrs.field(default=None)
-    check: Callable[[Any], str | None] = attrs.field(default=_always_right)
+    check: Callable[[Any], str | None] = attrs.field(default=always_right)
     help: str = attrs.field(default="")
 
     @property

@@ -64,12 +64,29 @@ class PluginRecord:
 
 class _Manager(pluggy.PluginManager):
     """pluggy's, which looks at every attribute of a plugin (inspect.getattr_static): those of all objects are left out, and
-    what a module has imported."""
+    what a module has imported; and chrootfw's checks and the registration look at them once for both."""
+
+    _looked_at: tuple[object, dict[str, Any]] = (None, {})
 
     def parse_hookimpl_opts(self, plugin: object, name: str) -> Any:
         """The options of a hook's implementation, ``None`` for what is none."""
         if name.startswith("__"):
             return None
+        if plugin is not self._looked_at[0]:
+            self._looked_at = (plugin, {})
+        found = self._looked_at[1]
+        if name not in found:
+            found[name] = self._parsed(plugin, name)
+        return found[name]
+
+    def register(self, plugin: object, name: str | None = None) -> str | None:
+        """As pluggy's; nothing is remembered of the plugin afterwards."""
+        try:
+            return super().register(plugin, name)
+        finally:
+            self._looked_at = (None, {})
+
+    def _parsed(self, plugin: object, name: str) -> Any:
         if isinstance(plugin, ModuleType):
             value = vars(plugin).get(name)
             if isinstance(value, FunctionType):

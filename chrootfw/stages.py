@@ -32,6 +32,7 @@ from chrootfw.model import (
     Problem,
     Stage,
     Step,
+    always_right,
 )
 from chrootfw.planning import kill_plan, mount_order
 from chrootfw.plugins import PluginRecord, Registry
@@ -84,8 +85,9 @@ class Stages:
                 taken = f"which {self._who(declared[answer.name][0])} declares too"
             if taken:
                 raise self._error(plugin, hook, None, f"declares the parameter {answer.name!r}, {taken}")
-            check = partial(self._check_parameter, plugin, answer)
-            declared[answer.name] = (plugin, attrs.evolve(answer, check=check))
+            if answer.check is not always_right:
+                answer = attrs.evolve(answer, check=partial(self._check_parameter, plugin, answer))  # noqa: PLW2901
+            declared[answer.name] = (plugin, answer)
         return list(declared.values())
 
     def _check_parameter(self, plugin: str, parameter: Parameter, value: Any) -> str | None:
