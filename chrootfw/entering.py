@@ -48,7 +48,7 @@ class Inside:
         if cwd is not None:
             check_absolute(cwd, what="the working directory")
         survey = inventory.Survey(run_dir)
-        if name not in survey.names():
+        if not survey.is_present(name):
             if name in inventory.defined_names(config_dir):
                 raise TransitionError(f"cannot enter {name}: it is not started", hint=f"chrootfw start {name}")
             raise inventory.not_found(name, config_dir, inventory.known_names(survey, config_dir))

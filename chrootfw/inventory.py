@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 _CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
+#: What an instance's mounts are below, in its directory.
+_TREES = ([b"root"], [b"aux"])
+
 
 class _Places:
     """Where the run directory, the hierarchies of cgroup v2 and of v1's memory are, and ``homes``, what is ours in those: none
@@ -47,16 +50,17 @@ class _Places:
 class Survey:
     """One look at the mount table and the cgroups, and at most one at /proc, for all instances of a run directory.
 
+    The mount table is read at the first question about it: it takes a microsecond for each mount of the machine.
     ``before``: an earlier survey of the same command, from which is taken what does not change meanwhile: where the run
     directory and the cgroup hierarchies are, and whether they can be used.
     """
 
     def __init__(self, run_dir: str, before: Survey | None = None) -> None:
-        self.raw_table = mounts.read_table()
+        self._raw_table: bytes | None = None
+        self._by_name: dict[str, list[bytes]] | None = None
         known = before._places if before else None  # noqa: SLF001  # of its own class
         self._places: _Places = known if known and known.homes else _Places(run_dir, self.raw_table)
         self.run_dir, self.top, self.v1 = self._places.run_dir, self._places.top, self._places.v1
-        self._lines = _lines_by_instance(self.raw_table, self.run_dir)
         self._entries: dict[str, list[MountEntry]] = {}
         self.cgroups: dict[str, list[str]] = {}
         self.v1_groups: dict[str, list[str]] = {}
@@ -65,6 +69,7 @@ class Survey:
                 self.cgroups = cgroups.everything(self._places.homes[0])
             if self.v1:
                 self.v1_groups = cgroups.everything(self._places.homes[1])
+        self._tracked: dict[str, list[int]] = {}
         self._populated: dict[str, bool] = {}
         self._rooted: dict[str, list[int]] | None = None
         self._ids: dict[int, str] | None = None
@@ -72,6 +77,26 @@ class Survey:
         self._copies: dict[int, dict[int, str]] = {}
         self._namespaces: dict[int, list[int]] | None = None
         self._counts_memory: bool | None = None
+
+    @property
+    def raw_table(self) -> bytes:
+        """The mount table."""
+        if self._raw_table is None:
+            self._raw_table = mounts.read_table()
+        return self._raw_table
+
+    @property
+    def _lines(self) -> dict[str, list[bytes]]:
+        if self._by_name is None:
+            self._by_name = _lines_by_instance(self.raw_table, self.run_dir)
+        return self._by_name
+
+    def _lines_of(self, name: str) -> Sequence[bytes]:
+        """Those of one instance are searched for alone: another verb is not about the others."""
+        if self._by_name is None:
+            below = mounts.lines_below(self.raw_table, os.fsencode(f"{self.run_dir}/{name}"))
+            return [line for line, path in below if path.split(b"/", 2)[1:2] in _TREES]
+        return self._by_name.get(name, ())
 
     @property
     def tracking(self) -> str:
@@ -93,36 +118,62 @@ class Survey:
         """The names of everything that is present, whole or in pieces."""
         return {*self._lines, *self.cgroups, *store.instances(self.run_dir)}
 
+    def is_present(self, name: str) -> bool:
+        """Whether ``names`` has it."""
+        return os.path.isdir(f"{self.run_dir}/{name}") or name in self.cgroups or self.is_mounted(name)
+
     def is_mounted(self, name: str) -> bool:
         """Whether it has a mount."""
-        return name in self._lines
+        return bool(self._lines_of(name))
 
     def mounts(self, name: str) -> list[MountEntry]:
         """The instance's mounts: its root, what is below it, its auxiliary layers."""
         if name not in self._entries:
-            self._entries[name] = [mounts.parse_line(line) for line in self._lines.get(name, ())]
+            self._entries[name] = [mounts.parse_line(line) for line in self._lines_of(name)]
         return self._entries[name]
+
+    def mounts_of_device(self, device: int) -> dict[str, list[MountEntry]]:
+        """The mounts of all instances whose file system has this device number."""
+        found: dict[str, list[MountEntry]] = {}
+        for entry in mounts.of_device(self.raw_table, device):
+            if name := self._name_at(entry):
+                found.setdefault(name, []).append(entry)
+        return found
+
+    def _name_at(self, entry: MountEntry) -> str | None:
+        """The instance whose mount it is."""
+        base = os.fsencode(self.run_dir) + b"/"
+        parts = entry.mount_point.removeprefix(base).split(b"/", 2)
+        return os.fsdecode(parts[0]) if entry.mount_point.startswith(base) and parts[1:2] in _TREES else None
 
     @property
     def entries(self) -> dict[str, list[MountEntry]]:
         """The mounts of all instances."""
         return {name: self.mounts(name) for name in self._lines}
 
+    def tracked(self, name: str) -> list[int]:
+        """The pids in its cgroups at the first time of asking; 0 stands for one that cannot be seen from here."""
+        if name not in self._tracked:
+            self._tracked[name] = [pid for path in self.cgroups.get(name, ()) for pid in cgroups.pids(path)]
+        return self._tracked[name]
+
     def is_populated(self, name: str) -> bool:
         """Whether something lived in one of its cgroups at the first time of asking."""
         if name not in self._populated:
-            self._populated[name] = any(cgroups.is_populated(path) for path in self.cgroups.get(name, ()))
+            paths = self.cgroups.get(name, ())
+            self._populated[name] = bool(self.tracked(name)) or any(cgroups.is_populated(path) for path in paths)
         return self._populated[name]
 
     def rooted(self, name: str) -> list[int]:
         """The processes whose root directory is in its mounts; the one pass serves every instance."""
         if self._rooted is None:
             self._rooted = {}
-            if self._lines:  # no mounts means no users, never all
+            if mounts.escape(os.fsencode(self.run_dir)) in self.raw_table:  # no mounts means no users, never all
                 from chrootfw.system import holders
 
                 usual = holders.root_mount(os.getpid())
-                is_outside = self._owner(os.getpid(), usual) is None
+                entry = mounts.by_id(self.raw_table, usual)
+                is_outside = entry is None or self._name_at(entry) is None
                 for pid in processes.all_pids():
                     mount_id = holders.root_mount(pid)
                     if mount_id == usual and is_outside:  # nearly all: no need to look for copies of the mounts
@@ -163,8 +214,7 @@ class Survey:
 
     def own(self, name: str) -> list[int]:
         """The pids of its own processes, found both ways; 0 stands for one that cannot be seen from here."""
-        tracked = [pid for path in self.cgroups.get(name, ()) for pid in cgroups.pids(path)]
-        return list(dict.fromkeys([*tracked, *self.rooted(name)]))
+        return list(dict.fromkeys([*self.tracked(name), *self.rooted(name)]))
 
     def own_processes(self, name: str) -> list[Process]:
         """Its own processes, as values."""
@@ -191,7 +241,7 @@ class Survey:
         return self._found_elsewhere(name, intent)[0]
 
     def _found_elsewhere(self, name: str, intent: dict[str, Any] | None) -> tuple[int, Sequence[MountEntry]]:
-        if name in self._lines or not intent or not intents.is_current(intent):
+        if self.is_mounted(name) or not intent or not intents.is_current(intent):
             return 0, []
         namespace = intent.get("namespace")
         if not namespace or namespace == store.mount_namespace():
@@ -210,7 +260,7 @@ class Survey:
     def state(self, name: str, intent: dict[str, Any] | None) -> InstanceState:
         """The instance's state; the intent only says whether a stop was asked for."""
         pid, there = self._found_elsewhere(name, intent)
-        mounted = name in self._lines or pid != 0
+        mounted = self.is_mounted(name) or pid != 0
         if self.is_populated(name) or (mounted and self.rooted(name)):
             return InstanceState.RUNNING
         if there:
@@ -226,13 +276,12 @@ class Survey:
 
 def _lines_by_instance(raw_table: bytes, run_dir: str) -> dict[str, list[bytes]]:
     """The lines of the mount table that are an instance's mounts; a verb parses those of the one that it is about."""
-    base = os.fsencode(run_dir)
-    found: dict[str, list[bytes]] = {}
-    for line, mount_point in mounts.lines_below(raw_table, base):
-        parts = mount_point[len(base) + 1 :].split(b"/", 2)
-        if len(parts) >= 2 and parts[1] in (b"root", b"aux"):
-            found.setdefault(os.fsdecode(parts[0]), []).append(line)
-    return found
+    found: dict[bytes, list[bytes]] = {}
+    for line, below in mounts.lines_below(raw_table, os.fsencode(run_dir)):
+        parts = below.split(b"/", 3)
+        if parts[2:3] in _TREES:
+            found.setdefault(parts[1], []).append(line)
+    return {os.fsdecode(mounts.unescape(name)): lines for name, lines in found.items()}
 
 
 def disks_of(entries: Sequence[mounts.MountEntry]) -> list[dict[str, Any]]:
@@ -333,7 +382,7 @@ def show_one(run_dir: str, config_dir: str, name: str) -> InstanceInfo:
     """One instance in full: mounts, holders, whether its definition has changed. Raises ``NotFoundError``."""
     check_name(name)
     survey = Survey(run_dir)
-    if name not in survey.names() and name not in defined_names(config_dir):
+    if not survey.is_present(name) and name not in defined_names(config_dir):
         raise not_found(name, config_dir, known_names(survey, config_dir))
     intent, notes = read_intent(survey, name)
     info = show_with(survey, name, intent, notes)
@@ -437,7 +486,7 @@ def _started_at(survey: Survey, name: str, intent: dict[str, Any] | None, state:
 def _account(survey: Survey, name: str, info: InstanceInfo) -> None:
     """Fill in processes, memory and CPU time from the best source there is."""
     paths = survey.cgroups.get(name, [])
-    pids = [pid for path in paths for pid in cgroups.pids(path)] or survey.own(name)
+    pids = survey.tracked(name) or survey.own(name)
     info.processes = len(pids)
     if not survey.is_populated(name):
         info.tracking = "root"

@@ -14,12 +14,14 @@ from chrootfw.interrupts import Interrupts
 from chrootfw.inventory import Survey
 from chrootfw.model import DISK_TIMEOUT, Event, Instance, Stage, Step
 from chrootfw.stages import Stages
+from chrootfw.system import deadlines, spawn
 
 
 @attrs.define
 class Job:
     """``instance`` as resolved; ``intent`` as last written (``None``: lost, or never made); ``tell`` receives events; ``made``: the mount
-    points that were missing in the disk; ``unreturned``: the records of steps whose ``apply`` has not come back."""
+    points that were missing in the disk; ``unreturned``: the records of steps whose ``apply`` has not come back; ``unmounter``: the ID of
+    a mount and the child that was made in advance to unmount it; ``surveyed``: the last look."""
 
     run_dir: str
     instance: Instance
@@ -29,7 +31,8 @@ class Job:
     intent: dict[str, Any] | None = None
     made: list[str] = attrs.field(factory=list)
     unreturned: list[dict[str, Any]] = attrs.field(factory=list)
-    _surveyed: Survey | None = attrs.field(default=None, init=False)
+    unmounter: tuple[int, deadlines.Caller] | None = None
+    surveyed: Survey | None = None
 
     @property
     def name(self) -> str:
@@ -48,8 +51,22 @@ class Job:
 
     def survey(self) -> Survey:
         """A new look at the kernel."""
-        self._surveyed = Survey(self.run_dir, self._surveyed)
-        return self._surveyed
+        self.surveyed = Survey(self.run_dir, self.surveyed)
+        return self.surveyed
+
+    def take_unmounter(self, mount_id: int) -> deadlines.Caller | None:
+        """The child that was made for this mount, once."""
+        if self.unmounter is None or self.unmounter[0] != mount_id:
+            return None
+        (_, caller), self.unmounter = self.unmounter, None
+        return caller
+
+    def end(self) -> None:
+        """The end of the verb: no child stays that was only needed for it."""
+        if self.unmounter is not None:
+            self.unmounter[1].dismiss()
+            self.unmounter = None
+        spawn.see_ended()
 
     def save(self, **changes: Any) -> None:
         """Change the intent and write it; nothing where there is none. Raises ``StepError``."""

@@ -81,9 +81,9 @@ def _instances_on(job: Job, disk: disks.Disk) -> list[str]:
     if disk.kind != "directory":
         return []
     found = []
-    for name, entries in job.survey().entries.items():
+    for name, entries in job.survey().mounts_of_device(disk.dev).items():
         root = os.fsencode(intents.root(job.run_dir, name))
-        if any(entry.mount_point == root and entry.dev == disk.dev for entry in entries):
+        if any(entry.mount_point == root for entry in entries):
             status = syscalls.statx(root)
             if name != job.name and (status.dev, status.ino) == (disk.dev, disk.ino):
                 found.append(name)

@@ -128,17 +128,22 @@ class Runtime:
         store.prepare_run_dir(self.run_dir)
         with ExitStack() as locks:
             locks.enter_context(self._lock(job.name, "start"))
+            locks.callback(job.end)
             job.intent = self._intent(job.name)
-            self._check_here(job, job.survey())
+            survey = job.survey()
+            self._check_here(job, survey)
             if job.intent and not intents.is_current(job.intent):
                 self._forget_old_boot(job)
             if job.intent and job.intent["phase"] == "starting":
                 job.warn("", f"an earlier start of {job.name} did not come to its end; it is undone first")
                 starting.tear_down(job)
-            transitions.check("start", job.name, job.survey().state(job.name, job.intent))
+                survey = job.survey()
+            state = survey.state(job.name, job.intent)
+            transitions.check("start", job.name, state)
             answers = starting.ask(job)
             starting.start(
                 job,
+                state,
                 answers,
                 self._fresh_intent(job, answers, text if definition is None else definition),
                 lambda disk: self._lock_disk(locks, disk, "start"),
@@ -383,7 +388,7 @@ class Runtime:
         found = config.read_definition(self.config_dir, instance)
         if found is None:
             survey = inventory.Survey(self.run_dir)
-            if instance in survey.names():
+            if survey.is_present(instance):
                 intent, _ = inventory.read_intent(survey, instance)
                 transitions.check("start", instance, survey.state(instance, intent))
             raise inventory.not_found(instance, self.config_dir, inventory.known_names(survey, self.config_dir))
@@ -478,7 +483,7 @@ class Runtime:
         name = _name(instance)
         paths.check_name(name)
         survey = inventory.Survey(self.run_dir)
-        if name not in survey.names():
+        if not survey.is_present(name):
             if not isinstance(instance, Instance) and name not in inventory.defined_names(self.config_dir):
                 raise inventory.not_found(name, self.config_dir, inventory.known_names(survey, self.config_dir))
             yield None
@@ -486,8 +491,9 @@ class Runtime:
         store.prepare_run_dir(self.run_dir)
         with self._lock(name, verb):
             job = self._job_of_recorded(instance, name)
+            job.surveyed = survey
             survey = job.survey()
-            if name not in survey.names():  # another command has just finished it
+            if not survey.is_present(name):  # another command has just finished it
                 yield None
                 return
             self._check_here(job, survey)
@@ -495,7 +501,10 @@ class Runtime:
                 self._forget_old_boot(job)
                 yield None
                 return
-            yield job
+            try:
+                yield job
+            finally:
+                job.end()
 
     def _job_of_recorded(self, instance: Instance | str, name: str) -> Job:
         """The instance as it was resolved at its start; else as it is defined now; else by its name alone."""
@@ -563,7 +572,7 @@ class Runtime:
         name = _name(instance)
         paths.check_name(name)
         survey = inventory.Survey(self.run_dir)
-        if name not in survey.names():
+        if not survey.is_present(name):
             if not isinstance(instance, Instance) and name not in inventory.defined_names(self.config_dir):
                 raise inventory.not_found(name, self.config_dir, inventory.known_names(survey, self.config_dir))
             return []

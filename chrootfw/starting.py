@@ -64,13 +64,17 @@ def ask_script(job: Job, action: str, *, lenient: bool = False) -> tuple[str, Co
     return job.stages.init_script(job.instance, action, lenient=lenient)
 
 
-def start(job: Job, answers: Answers, fresh_intent: dict[str, Any], lock_disk: Callable[[disks.Disk], None]) -> None:
-    """Carry out a start. The caller holds the instance's lock; ``lock_disk`` takes a disk's.
+def start(
+    job: Job,
+    state: InstanceState,
+    answers: Answers,
+    fresh_intent: dict[str, Any],
+    lock_disk: Callable[[disks.Disk], None],
+) -> None:
+    """Carry out a start of what is ``absent`` or ``mounted``. The caller holds the instance's lock; ``lock_disk`` takes a disk's.
 
     Raises ``ChrootfwError`` after undoing everything that this start did.
     """
-    state = job.survey().state(job.name, job.intent)
-    transitions.check("start", job.name, state)
     if state == InstanceState.MOUNTED:
         _start_on_mounted(job, answers, fresh_intent, lock_disk)
         return
@@ -276,8 +280,13 @@ def check_root_answers(job: Job) -> None:
         ) from error
 
 
-def run_script(job: Job, action: str, command: Command, entry: Entry) -> scripts.Result:
-    """Run the init script inside the instance's cgroup, and keep the end of its output in a file."""
+def run_script(
+    job: Job, action: str, command: Command, entry: Entry, meanwhile: Callable[[], None] | None = None
+) -> scripts.Result:
+    """Run the init script inside the instance's cgroup, and keep the end of its output in a file.
+
+    ``meanwhile``: something to do while it runs.
+    """
     cgroup, joins = current_cgroup(job)
     result = scripts.run(
         command,
@@ -289,6 +298,7 @@ def run_script(job: Job, action: str, command: Command, entry: Entry) -> scripts
         isolation=Isolation(entry.to_dict(), job.name),
         own=job.survey().own(job.name) if entry.namespaces else (),
         interrupts=job.interrupts,
+        meanwhile=meanwhile,
     )
     try:
         store.write(f"{intents.directory(job.run_dir, job.name)}/init-{action}.log", result.output)
@@ -398,11 +408,8 @@ def finish(job: Job) -> None:
     """The end of a stop, when no own process lives: unmount, pay, prove, release."""
     survey = job.survey()
     lost = survey.mounts(job.name) if job.intent is None else ()
-    if (
-        survey.is_mounted(job.name)
-        and job.intent
-        and any(record["stage"] == "pre-start" for record in job.intent["steps"])
-    ):
+    steps = job.intent["steps"] if job.intent else ()
+    if any(record["stage"] == "pre-start" for record in steps) and survey.is_mounted(job.name):
         check_root_answers(job)  # they are undone in there
     failures = debts.pay(job, ("pre-start",))
     job.stages.around(job.instance, "unmount", lambda: _take_down(job), lenient=True)

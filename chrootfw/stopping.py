@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 from chrootfw import inventory, killing, mounting, starting, unmounting
 from chrootfw.errors import ChrootfwError, Interrupted, ScriptError
@@ -56,11 +57,11 @@ def end_processes(
     """The first half of a stop: the init script's ``stop``, then the kill strategy."""
     job.interrupts.check()
     job.note(phase="stopping")
-    survey = job.survey()
+    survey = job.surveyed or job.survey()
     for path in survey.cgroups.get(job.name, ()):
         cgroups.thaw(path)  # the script is born in the cgroup: in a frozen one it would never begin
     if _wants_script(job, survey, force=force, run_script=run_script):
-        _init_stop(job)
+        _init_stop(job, None if stays_mounted else partial(unmounting.prepare, job, survey))
     job.interrupts.check()
     kill_holders = kill_holders or job.instance.params.get("holders") == "kill"
 
@@ -97,7 +98,7 @@ def _wants_script(job: Job, survey: Survey, *, force: bool, run_script: bool | N
     return bool(job.intent.get("init_ran")) and not job.intent.get("stop_done")
 
 
-def _init_stop(job: Job) -> None:
+def _init_stop(job: Job, meanwhile: Callable[[], None] | None) -> None:
     """Call the init script with ``stop``. That it fails or hangs is told, and stops nothing."""
     plugin, command = starting.ask_script(job, "stop", lenient=True)
     if not isinstance(command, Command):
@@ -108,7 +109,7 @@ def _init_stop(job: Job) -> None:
         does = starting.script_does(command)
         try:
             with job.step("init-stop", does, plugin), job.interrupts.shield():
-                result = starting.run_script(job, "stop", command, entry)
+                result = starting.run_script(job, "stop", command, entry, meanwhile)
                 if result.status is not None:
                     job.note(stop_done=True)
                 if result.status != 0:

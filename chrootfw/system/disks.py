@@ -13,9 +13,6 @@ from chrootfw.planning.paths import is_within
 from chrootfw.system import deadlines, loops, mounts
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
 #: Seconds that a device may need to become free after a good unmount: a mount namespace that is just being
 #: made elsewhere pins it for some milliseconds.
 SETTLE = 1.0
@@ -114,14 +111,17 @@ def users(disk: Disk) -> list[str]:
     """
     deadline = time.monotonic() + SETTLE
     while True:
-        found = _users(disk, mounts.table())
+        found = _users(disk)
         if not found or any(line.startswith("mounted on ") for line in found) or time.monotonic() >= deadline:
             return found
         time.sleep(0.01)  # nothing tells of a release
 
 
-def _users(disk: Disk, table: Sequence[mounts.MountEntry]) -> list[str]:
+def _users(disk: Disk) -> list[str]:
     found: list[str] = []
+    if disk.kind == "directory":
+        return found
+    table = mounts.read_table()
     if disk.kind == "image":
         for device in loops.over({(disk.dev, disk.ino): disk.path}):
             points = _mounted_on(os.stat(device).st_rdev, table)
@@ -138,18 +138,15 @@ def _users(disk: Disk, table: Sequence[mounts.MountEntry]) -> list[str]:
     return found
 
 
-def _mounted_on(rdev: int, table: Sequence[mounts.MountEntry]) -> list[str]:
-    lines = []
-    for entry in table:
-        mine = entry.dev == rdev
-        if not mine and entry.source.startswith(b"/dev/"):  # btrfs has device numbers of its own
-            try:
-                mine = os.stat(entry.source).st_rdev == rdev
-            except OSError:
-                continue
-        if mine:
-            lines.append(f"mounted on {os.fsdecode(entry.mount_point)}")
-    return lines
+def _mounted_on(rdev: int, table: bytes) -> list[str]:
+    entries = mounts.of_device(table, rdev)
+    for entry in mounts.on_several_devices(table):
+        try:
+            if os.stat(entry.source).st_rdev == rdev:
+                entries.append(entry)
+        except OSError:
+            continue
+    return [f"mounted on {os.fsdecode(entry.mount_point)}" for entry in entries]
 
 
 def is_free(device: str) -> bool:

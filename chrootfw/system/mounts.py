@@ -148,7 +148,7 @@ def select(raw: bytes, directory: bytes) -> list[MountEntry]:
 
 
 def lines_below(raw: bytes, directory: bytes) -> list[tuple[bytes, bytes]]:
-    """``(line, mount point)`` of what ``select`` parses, for who needs a few of them only."""
+    """The lines that ``select`` parses, each with what follows ``directory`` in its mount point, still escaped (``/web1/root``)."""
     found = []
     needle = b" " + escape(directory).rstrip(b"/")
     at = raw.find(needle)
@@ -160,9 +160,9 @@ def lines_below(raw: bytes, directory: bytes) -> list[tuple[bytes, bytes]]:
             at = raw.find(needle, after)
             continue
         end = raw.find(b"\n", after)
-        line = raw[begin : end if end >= 0 else len(raw)]
-        found.append((line, unescape(line[at + 1 - begin :].partition(b" ")[0])))
-        at = raw.find(needle, begin + len(line))
+        end = end if end >= 0 else len(raw)
+        found.append((raw[begin:end], raw[after : raw.find(b" ", after)]))
+        at = raw.find(needle, end)
     return found
 
 
@@ -170,6 +170,28 @@ def of_type(raw: bytes, fstype: bytes) -> list[MountEntry]:
     """The mounts of one file system type in a table read before."""
     needle = b" - " + fstype + b" "
     return [parse_line(line) for line in _lines_with(raw, needle)]
+
+
+def by_id(raw: bytes, mount_id: int) -> MountEntry | None:
+    """The mount of that ID in a table read before."""
+    start = b"%d " % mount_id
+    at = 0 if raw.startswith(start) else raw.find(b"\n" + start) + 1
+    if not raw.startswith(start, at):
+        return None
+    end = raw.find(b"\n", at)
+    return parse_line(raw[at : end if end >= 0 else len(raw)])
+
+
+def of_device(raw: bytes, device: int) -> list[MountEntry]:
+    """The mounts whose file system has this device number."""
+    needle = b" %d:%d " % (os.major(device), os.minor(device))
+    return [entry for line in _lines_with(raw, needle) if (entry := parse_line(line)).dev == device]
+
+
+def on_several_devices(raw: bytes) -> list[MountEntry]:
+    """The mounts of file systems that are on block devices without having the number of one, such as btrfs."""
+    found = [parse_line(line) for line in _lines_with(raw, b" /dev/") if line.split(b" ", 3)[2].startswith(b"0:")]
+    return [entry for entry in found if entry.source.startswith(b"/dev/")]
 
 
 def _lines_with(raw: bytes, needle: bytes) -> Iterator[bytes]:

@@ -442,7 +442,7 @@ class ChrootHypervisor(hv_base.BaseHypervisor):  # type: ignore[misc]  # Ganeti'
         from chrootfw import inventory
         from chrootfw.planning import paths
 
-        return paths.check_name(name) in inventory.Survey(self.run_dir).names()
+        return inventory.Survey(self.run_dir).is_present(paths.check_name(name))
 
     def _info(self, survey: Survey, name: str) -> InfoTuple | None:
         from chrootfw import inventory

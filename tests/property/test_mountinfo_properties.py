@@ -84,6 +84,26 @@ def test_select_is_parse_and_compare(many, directory):
     assert [entry.mount_point for entry in mounts.select(table, directory)] == expected
 
 
+few_numbers = st.tuples(
+    st.integers(0, 300), st.integers(0, 3), st.integers(0, 12), st.integers(0, 12), targets, targets, words,
+    st.lists(tags, max_size=3), words, st.just(b"/dev/vda") | sources, words,
+)  # fmt: skip
+
+
+@given(st.lists(few_numbers, max_size=8), st.integers(0, 300), st.integers(0, 12), st.integers(0, 12))
+def test_a_search_in_the_table_is_parse_and_compare(many, mount_id, major, minor):
+    table = b"".join(written(values) + b"\n" for values in many)
+    entries = mounts.parse(table)
+    device = os.makedev(major, minor)
+    by_id = mounts.by_id(table, mount_id)
+    expected = [entry for entry in entries if entry.id == mount_id][:1]
+    assert [repr(by_id)] == list(map(repr, expected)) if expected else by_id is None
+    found = mounts.of_device(table, device)
+    assert list(map(repr, found)) == [repr(entry) for entry in entries if entry.dev == device]
+    several = [e for e in entries if os.major(e.dev) == 0 and e.source.startswith(b"/dev/")]
+    assert list(map(repr, mounts.on_several_devices(table))) == list(map(repr, several))
+
+
 def findmnt():
     """``{mount ID: (parent, target, type)}`` by libmount; ``--raw`` writes odd bytes as ``\\xNN``."""
     command = ["findmnt", "--raw", "--noheadings", "--output", "ID,PARENT,FSTYPE,TARGET"]
