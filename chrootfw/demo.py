@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from http.client import HTTPConnection, HTTPException
 
@@ -204,6 +204,7 @@ class _Screen:
         self.paused = 0.0
         self.command_began = 0.0
         self.is_quiet = False
+        self.before_event: Callable[[], None] | None = None
         self._lock = threading.Lock()
 
     def paint(self, text: str, colour: str) -> str:
@@ -247,6 +248,8 @@ class _Screen:
 
     def event(self, event: Event) -> None:
         """What a runtime tells: steps when they are done, signals before they are sent."""
+        if self.before_event:
+            self.before_event()
         if event.what in ("warning", "blame"):
             self.happened(event.what, event.error or event.does, "yellow")
         elif event.what == "fail":
@@ -281,24 +284,30 @@ class _Witness:
 
     @contextmanager
     def watching(self, screen: _Screen) -> Iterator[None]:
-        """Meanwhile, a thread says who ends."""
+        """Meanwhile, a thread says who ends; at the latest before what is done next."""
         done = os.eventfd(0, os.EFD_CLOEXEC)
+        waiting = dict(self.alive)
+        telling = threading.Lock()
+
+        def tell() -> None:
+            with telling:
+                for pidfd in select.select([*waiting], [], [], 0)[0]:
+                    screen.happened("", f"pid {waiting.pop(pidfd)} has ended", "green")
 
         def watch() -> None:
-            waiting = dict(self.alive)
-            ready: list[int] = []
-            while done not in ready:
-                ready = select.select([*waiting, done], [], [])[0]
-                for pidfd in waiting.keys() & ready:
-                    screen.happened("", f"pid {waiting.pop(pidfd)} has ended", "green")
+            while done not in select.select([*waiting, done], [], [])[0]:
+                tell()
 
         thread = threading.Thread(target=watch)
         thread.start()
+        screen.before_event = tell
         try:
             yield
         finally:
+            screen.before_event = None
             os.eventfd_write(done, 1)
             thread.join()
+            tell()
             os.close(done)
 
     def findings(self) -> Iterator[tuple[str, list[str], str]]:

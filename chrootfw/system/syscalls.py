@@ -105,6 +105,14 @@ def _check(result: int, call: str, path: str | bytes | None = None) -> int:
     raise OSError(code, f"{call}: {os.strerror(code)}", shown)
 
 
+def _call(*arguments: Any) -> int:
+    """A system call, made again when a signal has interrupted it, as Python does with its own (PEP 475)."""
+    while True:
+        result: int = _syscall(*arguments)
+        if result >= 0 or ctypes.get_errno() != errno.EINTR:
+            return result
+
+
 class _OpenHow(ctypes.Structure):
     _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
 
@@ -137,7 +145,7 @@ def open_tree(dir_fd: int, path: str | bytes, *, recursive: bool = False) -> int
     flags = OPEN_TREE_CLONE | os.O_CLOEXEC | AT_NO_AUTOMOUNT
     flags |= AT_RECURSIVE if recursive else 0
     flags |= 0 if path else AT_EMPTY_PATH
-    return _check(_syscall(_OPEN_TREE, dir_fd, os.fsencode(path), flags), "open_tree", path)
+    return _check(_call(_OPEN_TREE, dir_fd, os.fsencode(path), flags), "open_tree", path)
 
 
 def move_mount(mount_fd: int, target_fd: int) -> None:
@@ -146,7 +154,7 @@ def move_mount(mount_fd: int, target_fd: int) -> None:
     A target inside a detached tree needs Linux 6.15 (EINVAL before).
     """
     flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
-    _check(_syscall(_MOVE_MOUNT, mount_fd, b"", target_fd, b"", flags), "move_mount")
+    _check(_call(_MOVE_MOUNT, mount_fd, b"", target_fd, b"", flags), "move_mount")
 
 
 class _MountAttr(ctypes.Structure):
@@ -164,7 +172,7 @@ def mount_setattr(
     """mount_setattr(2) on the mount ``mount_fd``; ``propagation`` is MS_PRIVATE, MS_SLAVE or 0 to leave it."""
     flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
     arguments = mount_setattr_arguments(mount_fd, b"", flags, set=set, clear=clear, propagation=propagation)
-    _check(_syscall(*arguments), "mount_setattr")
+    _check(_call(*arguments), "mount_setattr")
 
 
 def mount_setattr_arguments(
@@ -192,13 +200,13 @@ def new_filesystem(
     that reads the device, ``create(body, context)``, and raises ``OSError``; without it the call is made here. What the
     kernel says in the context's log goes into the ``OSError``'s text.
     """
-    context = _check(_syscall(_FSOPEN, fstype.encode(), 1), "fsopen", fstype)
+    context = _check(_call(_FSOPEN, fstype.encode(), 1), "fsopen", fstype)
     try:
         for key, value in parameters:
             command = _FSCONFIG_SET_FLAG if value is None else _FSCONFIG_SET_STRING
             raw = None if value is None else os.fsencode(value)
             shown = key if value is None else f"{key}={value}"
-            _logged(context, _syscall(_FSCONFIG, context, command, os.fsencode(key), raw, 0), shown)
+            _logged(context, _call(_FSCONFIG, context, command, os.fsencode(key), raw, 0), shown)
 
         def body(calls: Calls) -> int:
             done: int = calls.syscall(_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0)
@@ -215,7 +223,7 @@ def new_filesystem(
                 if error.errno == errno.ETIMEDOUT:
                     raise
                 raise _with_log(context, error.errno or 0, "") from error
-        return _logged(context, _syscall(_FSMOUNT, context, 1, attributes), "")
+        return _logged(context, _call(_FSMOUNT, context, 1, attributes), "")
     finally:
         os.close(context)
 

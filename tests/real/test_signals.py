@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import fcntl
 import os
 import signal
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import driving
 import kernelview
 import pytest
 import roots
+
+import chrootfw
+from chrootfw.system import syscalls
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
@@ -126,3 +133,28 @@ def _open_files(pid: int) -> list[str]:
         with contextlib.suppress(FileNotFoundError):
             found.append(os.readlink(f"/proc/{pid}/fd/{fd}"))
     return found
+
+
+@pytest.mark.parametrize("number", [428, 429, 430, 431, 432, 442])
+def test_a_call_that_a_signal_interrupts_is_made_again(
+    runtime: chrootfw.Runtime,
+    image: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+) -> None:
+    """open_tree, move_mount, fsopen, fsconfig, fsmount, mount_setattr: the interrupt is for the next step to see."""
+    real, interrupted = syscalls._syscall, []
+
+    def once(*arguments: Any) -> int:
+        if arguments[0] == number and not interrupted:
+            interrupted.append(number)
+            ctypes.set_errno(errno.EINTR)
+            return -1
+        result: int = real(*arguments)
+        return result
+
+    monkeypatch.setattr(syscalls, "_syscall", once)
+    runtime.start(chrootfw.Instance("web1", disk=str(image()), params={"binds": [f"{tmp_path}:/mnt:ro"]}))
+    runtime.stop("web1")
+    assert interrupted
