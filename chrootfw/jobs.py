@@ -14,14 +14,13 @@ from chrootfw.interrupts import Interrupts
 from chrootfw.inventory import Survey
 from chrootfw.model import DISK_TIMEOUT, Event, Instance, Stage, Step
 from chrootfw.stages import Stages
-from chrootfw.system import deadlines, spawn
 
 
 @attrs.define
 class Job:
     """``instance`` as resolved; ``intent`` as last written (``None``: lost, or never made); ``tell`` receives events; ``made``: the mount
-    points that were missing in the disk; ``unreturned``: the records of steps whose ``apply`` has not come back; ``unmounter``: the ID of
-    a mount and the child that was made in advance to unmount it; ``surveyed``: the last look."""
+    points that were missing in the disk; ``unreturned``: the records of steps whose ``apply`` has not come back;
+    ``surveyed``: the last look."""
 
     run_dir: str
     instance: Instance
@@ -31,7 +30,6 @@ class Job:
     intent: dict[str, Any] | None = None
     made: list[str] = attrs.field(factory=list)
     unreturned: list[dict[str, Any]] = attrs.field(factory=list)
-    unmounter: tuple[int, deadlines.Caller] | None = None
     surveyed: Survey | None = None
 
     @property
@@ -53,20 +51,6 @@ class Job:
         """A new look at the kernel."""
         self.surveyed = Survey(self.run_dir, self.surveyed)
         return self.surveyed
-
-    def take_unmounter(self, mount_id: int) -> deadlines.Caller | None:
-        """The child that was made for this mount, once."""
-        if self.unmounter is None or self.unmounter[0] != mount_id:
-            return None
-        (_, caller), self.unmounter = self.unmounter, None
-        return caller
-
-    def end(self) -> None:
-        """The end of the verb: no child stays that was only needed for it."""
-        if self.unmounter is not None:
-            self.unmounter[1].dismiss()
-            self.unmounter = None
-        spawn.see_ended()
 
     def save(self, **changes: Any) -> None:
         """Change the intent and write it; nothing where there is none. Raises ``StepError``."""

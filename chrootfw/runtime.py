@@ -128,7 +128,6 @@ class Runtime:
         store.prepare_run_dir(self.run_dir)
         with ExitStack() as locks:
             locks.enter_context(self._lock(job.name, "start"))
-            locks.callback(job.end)
             job.intent = self._intent(job.name)
             survey = job.survey()
             self._check_here(job, survey)
@@ -501,10 +500,7 @@ class Runtime:
                 self._forget_old_boot(job)
                 yield None
                 return
-            try:
-                yield job
-            finally:
-                job.end()
+            yield job
 
     def _job_of_recorded(self, instance: Instance | str, name: str) -> Job:
         """The instance as it was resolved at its start; else as it is defined now; else by its name alone."""

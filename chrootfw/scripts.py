@@ -6,7 +6,7 @@ import errno
 import os
 import select
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fcntl import F_SETFL, fcntl
 
 import attrs
@@ -65,7 +65,6 @@ def run(
     isolation: Isolation,
     own: Sequence[int],
     interrupts: Interrupts,
-    meanwhile: Callable[[], None] | None,
 ) -> Result:
     """Run ``command`` inside ``root`` and wait for it alone, not for the daemons that it leaves.
 
@@ -73,7 +72,7 @@ def run(
     SIGPIPE nor blocked, and fills nothing: the descriptor that it inherits is open for reading too, and not blocking
     from then on (a full pipe says EAGAIN).
 
-    ``own``: the instance's processes, whose namespaces it joins. ``meanwhile``: something to do while it runs. Raises ``ScriptError`` when it cannot be run, ``Interrupted`` when an
+    ``own``: the instance's processes, whose namespaces it joins. Raises ``ScriptError`` when it cannot be run, ``Interrupted`` when an
     end is asked for; a script that runs is killed then.
     """
     read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
@@ -102,8 +101,6 @@ def run(
             os.close(root_fd)
             root_fd = -1
             try:
-                if meanwhile:
-                    meanwhile()
                 status = _wait(child, read_fd, output, command.timeout, interrupts)
             finally:
                 child.end()

@@ -280,13 +280,8 @@ def check_root_answers(job: Job) -> None:
         ) from error
 
 
-def run_script(
-    job: Job, action: str, command: Command, entry: Entry, meanwhile: Callable[[], None] | None = None
-) -> scripts.Result:
-    """Run the init script inside the instance's cgroup, and keep the end of its output in a file.
-
-    ``meanwhile``: something to do while it runs.
-    """
+def run_script(job: Job, action: str, command: Command, entry: Entry) -> scripts.Result:
+    """Run the init script inside the instance's cgroup, and keep the end of its output in a file."""
     cgroup, joins = current_cgroup(job)
     result = scripts.run(
         command,
@@ -298,7 +293,6 @@ def run_script(
         isolation=Isolation(entry.to_dict(), job.name),
         own=job.survey().own(job.name) if entry.namespaces else (),
         interrupts=job.interrupts,
-        meanwhile=meanwhile,
     )
     try:
         store.write(f"{intents.directory(job.run_dir, job.name)}/init-{action}.log", result.output)

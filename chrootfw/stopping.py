@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
 
 from chrootfw import inventory, killing, mounting, starting, unmounting
 from chrootfw.errors import ChrootfwError, Interrupted, ScriptError
@@ -61,7 +60,7 @@ def end_processes(
     for path in survey.cgroups.get(job.name, ()):
         cgroups.thaw(path)  # the script is born in the cgroup: in a frozen one it would never begin
     if _wants_script(job, survey, force=force, run_script=run_script):
-        _init_stop(job, None if stays_mounted else partial(unmounting.prepare, job, survey))
+        _init_stop(job)
     job.interrupts.check()
     kill_holders = kill_holders or job.instance.params.get("holders") == "kill"
 
@@ -98,7 +97,7 @@ def _wants_script(job: Job, survey: Survey, *, force: bool, run_script: bool | N
     return bool(job.intent.get("init_ran")) and not job.intent.get("stop_done")
 
 
-def _init_stop(job: Job, meanwhile: Callable[[], None] | None) -> None:
+def _init_stop(job: Job) -> None:
     """Call the init script with ``stop``. That it fails or hangs is told, and stops nothing."""
     plugin, command = starting.ask_script(job, "stop", lenient=True)
     if not isinstance(command, Command):
@@ -109,7 +108,7 @@ def _init_stop(job: Job, meanwhile: Callable[[], None] | None) -> None:
         does = starting.script_does(command)
         try:
             with job.step("init-stop", does, plugin), job.interrupts.shield():
-                result = starting.run_script(job, "stop", command, entry, meanwhile)
+                result = starting.run_script(job, "stop", command, entry)
                 if result.status is not None:
                     job.note(stop_done=True)
                 if result.status != 0:

@@ -77,17 +77,6 @@ def take_down(job: Job, *, keep_root: bool = False) -> None:
         time.sleep(0.005)  # nothing tells when a busy mount is free
 
 
-def prepare(job: Job, survey: inventory.Survey) -> None:
-    """Have the child made that is going to unmount the root, where a child is needed: while others work, or are waited for."""
-    entries = survey.mounts(job.name)
-    for entry in root_mounts(job, entries)[:1]:
-        if job.unmounter is None and entry.id in _may_wait(entries, survey.raw_table):
-            try:
-                job.unmounter = entry.id, umount.prepare(entry.mount_point, entry)
-            except OSError:
-                pass  # it is made when it is needed, and that it cannot be is said then
-
-
 def _one_round(
     job: Job, plugin: str, order: Sequence[mounts.MountEntry], raw_table: bytes
 ) -> tuple[int, list[mounts.MountEntry]]:
@@ -98,8 +87,7 @@ def _one_round(
         base = entry_base(job, entry)
         try:
             seconds = job.disk_timeout if entry.id in waiting else None
-            ready = job.take_unmounter(entry.id) if seconds is not None else None
-            if not umount.unmount(base, entry, seconds=seconds, ready=ready):
+            if not umount.unmount(base, entry, seconds=seconds):
                 continue
         except deadlines.Overdue as error:
             raise HeldError(

@@ -38,84 +38,42 @@ class Overdue(OSError):
         return f"pid {self.pid}, chrootfw's own, waits for it in {self.wchan or 'the kernel'}; it ends when it has its answer"
 
 
-class Caller:
-    """A child that makes one call when it is told to: made in advance, where there is time for it.
-
-    ``body`` calls nothing that gives back the interpreter's lock, so only ``spawn.CALLS``, and finds open only the
-    descriptors in ``keep``. When its parent is no more, it ends. Raises ``OSError`` when no process can be made.
-    """
-
-    def __init__(self, body: Callable[[], int], keep: Sequence[int] = ()) -> None:
-        order, self._order = os.pipe2(os.O_CLOEXEC)
-        self._answer, answer = os.pipe2(os.O_CLOEXEC)
-        ordered = ctypes.create_string_buffer(1)
-        try:
-            self.child = spawn.clone(lambda: _serve(order, ordered, answer, body, keep))
-        except BaseException:
-            os.close(self._order)
-            os.close(self._answer)
-            raise
-        finally:
-            os.close(order)
-            os.close(answer)
-
-    def call(self, what: str, *, seconds: float, patience: float) -> int | None:
-        """As the function ``call``; ``None`` when the child has not even begun after ``patience`` seconds. Once only."""
-        begun, answer = b"", None
-        try:
-            os.write(self._order, b"+")
-            if _ready(self._answer, patience):
-                begun = os.read(self._answer, 1)
-            if begun and _ready(self._answer, seconds):
-                answer = os.read(self._answer, 64)
-        except BrokenPipeError:
-            begun = b""  # it was killed before it had its order
-        except BaseException:
-            try:
-                self.child.wait(_FINISHES)  # ext4 that is killed in its mount(2) stays marked as to be recovered
-            finally:
-                self.child.end(0)
-            raise
-        finally:
-            os.close(self._order)
-            os.close(self._answer)
-        if begun:
-            return _result(self.child, what, answer, seconds)
-        self.child.end()
-        return None
-
-    def dismiss(self) -> None:
-        """The call is not needed."""
-        os.close(self._order)
-        os.close(self._answer)
-        self.child.end()
-
-
-def call(what: str, body: Callable[[], int], *, seconds: float) -> int:
+def call(what: str, body: Callable[[], int], *, seconds: float, keep: Sequence[int] = ()) -> int:
     """What ``body`` returns in a child: a number from 0 up, or a negative errno, which is raised as ``OSError``.
 
-    ``what`` says in an error what did not answer. Raises ``Overdue`` after ``seconds``.
-    """
-    try:
-        return begin_call(what, body, seconds=seconds)
-    finally:
-        spawn.see_ended()
-
-
-def begin_call(
-    what: str, body: Callable[[], int], *, seconds: float, keep: Sequence[int] = (), ready: Caller | None = None
-) -> int:
-    """As ``call``, for a verb that sees at its own end that the child has ended (``spawn.see_ended``).
-
-    ``body`` and ``keep`` are a ``Caller``'s; ``ready`` is one with this very ``body``.
+    ``body`` calls nothing that gives back the interpreter's lock, so only ``spawn.CALLS``, and finds open only the
+    descriptors in ``keep``. ``what`` says in an error what did not answer. Raises ``Overdue`` after ``seconds``.
     """
     for patience in spawn.ATTEMPTS:
-        # As in spawn: a child that does not even begin has the interpreter in a bad state, and another one is made.
-        caller, ready = ready or Caller(body, keep), None
-        result = caller.call(what, seconds=seconds, patience=patience)
-        if result is not None:
-            return result
+        child, read_fd = _begin(body, keep)
+        try:
+            # As in spawn: a child that does not even begin has the interpreter in a bad state, and another one is made.
+            begun = _ready(read_fd, patience) and os.read(read_fd, 1)
+            answer = os.read(read_fd, 64) if begun and _ready(read_fd, seconds) else None
+        except BaseException:
+            try:
+                child.wait(_FINISHES)  # ext4 that is killed in its mount(2) stays marked as to be recovered
+            finally:
+                child.end(0)
+            raise
+        finally:
+            os.close(read_fd)
+        if begun:
+            return _result(child, what, answer, seconds)
+        child.end()
     raise OSError(errno.EAGAIN, "no process could be made for it", what)
+
+
+def _begin(body: Callable[[], int], keep: Sequence[int]) -> tuple[spawn.Child, int]:
+    """The child, and the pipe in which it says that it begins, and then its result."""
+    read_fd, tell = os.pipe2(os.O_CLOEXEC)
+    try:
+        return spawn.clone(lambda: _tell(tell, body, sorted({tell, *keep}))), read_fd
+    except BaseException:
+        os.close(read_fd)
+        raise
+    finally:
+        os.close(tell)
 
 
 def _ready(fd: int, seconds: float) -> bool:
@@ -130,37 +88,26 @@ def _result(child: spawn.Child, what: str, answer: bytes | None, seconds: float)
         overdue.pid, overdue.wchan = child.pid, _wchan(child.pid)
         child.end(0.1)
         raise overdue
+    child.end()
     if not answer:
-        child.end()
         raise OSError(errno.ECHILD, "the process that was to do it was ended", what)
-    spawn.let_end(child)
     result = int(answer)
     if result < 0:
         raise OSError(-result, os.strerror(-result), what)
     return result
 
 
-def _serve(
-    order: int, ordered: ctypes.Array[ctypes.c_char], answer: int, body: Callable[[], int], keep: Sequence[int]
-) -> None:
-    """The child's side: nothing else open, the order, the call, its result."""
-    calls = spawn.CALLS
-    calls.write(answer, b"+", 1)
-    _close_all_but(sorted({order, answer, *keep}))
-    if calls.read(order, ordered, 1) != 1:
-        return  # nobody wants it any more
-    text = b"%d" % body()
-    _close_all_but([answer])  # who has the result finds nothing in use by this process
-    calls.write(answer, text, len(text))
-
-
-def _close_all_but(keep: list[int]) -> None:
+def _tell(tell: int, body: Callable[[], int], keep: list[int]) -> None:
+    """The child's side: nothing else open, the call, its result into the pipe."""
+    spawn.CALLS.write(tell, b"+", 1)
     first = 0
     for fd in keep:
         if fd > first:
             spawn.CALLS.syscall(spawn.CLOSE_RANGE, first, fd - 1, 0)
         first = fd + 1
     spawn.CALLS.syscall(spawn.CLOSE_RANGE, first, ctypes.c_uint(0xFFFFFFFF), 0)
+    text = b"%d" % body()
+    spawn.CALLS.write(tell, text, len(text))
 
 
 def check_answers(path: str, *, seconds: float) -> None:

@@ -107,9 +107,6 @@ class Child:
 #: Children that were left behind, or live as long as their instance.
 _left: list[Child] = []
 
-#: Children that have done what they were made for, and take a millisecond to end.
-_ending: list[Child] = []
-
 
 def leave(child: Child) -> None:
     """Leave a child behind, to be reaped when it has ended."""
@@ -120,31 +117,14 @@ def leave(child: Child) -> None:
 def reap() -> None:
     """Reap the children that were left behind and have ended meanwhile."""
     for _ in range(len(_left)):
-        if (child := _taken(_left)) is None:
+        try:
+            child = _left.pop(0)  # it is the caller's alone from now on: another thread may look at the same time
+        except IndexError:
             return
         if child.wait(0) is None:
             _left.append(child)
         else:
             child.close()
-
-
-def let_end(child: Child) -> None:
-    """Go on while a child ends that has said its last word. ``see_ended`` sees to it, at the end of a verb."""
-    _ending.append(child)
-
-
-def see_ended() -> None:
-    """Wait for the children that were let end. Nothing to wait for, as a rule."""
-    while (child := _taken(_ending)) is not None:
-        child.end()
-
-
-def _taken(children: list[Child]) -> Child | None:
-    """The first of them, which is the caller's alone from now on: another thread may look at the same time."""
-    try:
-        return children.pop(0)
-    except IndexError:
-        return None
 
 
 #: A mere chroot(2).

@@ -196,7 +196,7 @@ def _new(point: MountPoint, source: str, options: Sequence[str], fstype: str, se
         parameters.insert(0, ("ro", None))  # the file system too: no journal replay marks, no writes
 
     def create(body: Callable[[syscalls.Calls], int], context: int) -> int:
-        return deadlines.begin_call(source, lambda: body(spawn.CALLS), seconds=seconds or 0, keep=[context])
+        return deadlines.call(source, lambda: body(spawn.CALLS), seconds=seconds or 0, keep=[context])
 
     fd = syscalls.new_filesystem(
         fstype, [("source", source), *parameters], attributes, None if seconds is None else create

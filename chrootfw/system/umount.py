@@ -15,19 +15,12 @@ if TYPE_CHECKING:
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
-def prepare(root: bytes, mount: mounts.MountEntry) -> deadlines.Caller:
-    """A child that will unmount ``mount``, which is on ``root`` itself, for ``unmount``. Raises ``OSError``."""
-    return deadlines.Caller(lambda: _unmount(spawn.CALLS, -1, root, mount))
-
-
-def unmount(
-    root: bytes, mount: mounts.MountEntry, *, seconds: float | None = None, ready: deadlines.Caller | None = None
-) -> bool:
+def unmount(root: bytes, mount: mounts.MountEntry, *, seconds: float | None = None) -> bool:
     """Unmount ``mount``, which is on or below ``root``; ``False`` when its path leads to another mount now.
 
     The parent directory is opened inside ``root`` without following symlinks, and the mount is taken by
     its name in there: a symlink put into the path leads nowhere. Never lazy. With ``seconds`` a child does it, which is left behind when it does
-    not come back: ``deadlines.Overdue``; ``ready`` is one that was prepared for this very mount. Raises ``OSError`` (EBUSY in use).
+    not come back: ``deadlines.Overdue``. Raises ``OSError`` (EBUSY in use).
     """
     root_fd = -1
     try:
@@ -38,9 +31,7 @@ def unmount(
         what = f"unmount {os.fsdecode(mount.mount_point)}"
         keep = [root_fd] if root_fd >= 0 else []
         return bool(
-            deadlines.begin_call(
-                what, lambda: _unmount(spawn.CALLS, root_fd, root, mount), seconds=seconds, keep=keep, ready=ready
-            )
+            deadlines.call(what, lambda: _unmount(spawn.CALLS, root_fd, root, mount), seconds=seconds, keep=keep)
         )
     except OSError as error:
         if error.errno in _NOT_THERE:

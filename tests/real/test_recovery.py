@@ -408,7 +408,7 @@ def test_a_call_that_is_given_up_is_not_killed_in_its_middle(monkeypatch: pytest
 
     monkeypatch.setattr(deadlines, "_ready", fails)
     with pytest.raises(OSError, match="No space left"):
-        deadlines.begin_call("something", body, seconds=10, keep=[tell])
+        deadlines.call("something", body, seconds=10, keep=[tell])
     os.close(tell)
     assert os.read(said, 16) == b"done"
     os.close(said)
