@@ -18,6 +18,9 @@ from chrootfw.views import Process
 #: given back a moment after its end, and a child that another thread makes has a copy of all descriptors until its execve.
 _BUSY_SETTLE = spawn.ATTEMPTS[0] + 0.25
 
+#: Seconds more, while other threads of this program make such children: dozens of them share the processors.
+_COPIES_SETTLE = 20.0
+
 
 def values(job: Job, entries: Sequence[mounts.MountEntry]) -> list[Mount]:
     """The instance's mounts as the hooks see them."""
@@ -72,7 +75,8 @@ def take_down(job: Job, *, keep_root: bool = False) -> None:
         if not busy:  # not reachable by path: below a mount that is busy or outside the instance
             busy = [by_id[order[0].id]]
         busy_until = busy_until or time.monotonic() + _BUSY_SETTLE
-        if time.monotonic() >= busy_until:
+        late = time.monotonic() - busy_until
+        if late >= 0 and not (spawn.copies_are_about() and late < _COPIES_SETTLE):
             raise held(job, entries, busy)
         time.sleep(0.005)  # nothing tells when a busy mount is free
 
@@ -170,6 +174,9 @@ def prove_released(job: Job, lost: Sequence[mounts.MountEntry]) -> None:
     """The proof that the disks are free. ``lost``: the mounts as they were, where there is no record. Raises ``HeldError``."""
     recorded = job.intent["disks"] if job.intent else inventory.disks_of(lost)
     left = inventory.unreleased(recorded, settle=disks.SETTLE)
+    deadline = time.monotonic() + _COPIES_SETTLE
+    while left and spawn.copies_are_about() and time.monotonic() < deadline:
+        left = inventory.unreleased(recorded, settle=disks.SETTLE)
     if not left:
         return
     # Not those of its in-memory file systems: their numbers were given back with the mounts, and are soon others'.

@@ -49,6 +49,7 @@ def call(what: str, body: Callable[[], int], *, seconds: float, keep: Sequence[i
         try:
             # As in spawn: a child that does not even begin has the interpreter in a bad state, and another one is made.
             begun = _ready(read_fd, patience) and os.read(read_fd, 1)
+            spawn.has_no_copies(child)
             answer = os.read(read_fd, 64) if begun and _ready(read_fd, seconds) else None
         except BaseException:
             try:
@@ -99,13 +100,13 @@ def _result(child: spawn.Child, what: str, answer: bytes | None, seconds: float)
 
 def _tell(tell: int, body: Callable[[], int], keep: list[int]) -> None:
     """The child's side: nothing else open, the call, its result into the pipe."""
-    spawn.CALLS.write(tell, b"+", 1)
     first = 0
     for fd in keep:
         if fd > first:
             spawn.CALLS.syscall(spawn.CLOSE_RANGE, first, fd - 1, 0)
         first = fd + 1
     spawn.CALLS.syscall(spawn.CLOSE_RANGE, first, ctypes.c_uint(0xFFFFFFFF), 0)
+    spawn.CALLS.write(tell, b"+", 1)
     text = b"%d" % body()
     spawn.CALLS.write(tell, text, len(text))
 

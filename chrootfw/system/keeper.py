@@ -46,6 +46,7 @@ class Keeper:
             for fd in (null, held, tell, *([cgroup_fd] if cgroup_fd >= 0 else [])):
                 os.close(fd)
         said = self._hear(spawn.ATTEMPTS[-1])
+        spawn.has_no_copies(self.child)
         if said != b"+":
             self.child.end()
             os.close(self.holds)

@@ -73,6 +73,7 @@ class Child:
 
     def reap(self) -> int:
         """The exit status of a child whose pidfd is readable."""
+        has_no_copies(self)
         if self.status is None:
             try:
                 result = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
@@ -107,9 +108,23 @@ class Child:
 #: Children that were left behind, or live as long as their instance.
 _left: list[Child] = []
 
+#: The pids of children that have copies of all descriptors of this process: they are on the way to their execve.
+_with_copies: set[int] = set()
+
+
+def has_no_copies(child: Child) -> None:
+    """A child has closed what it had of its parent's descriptors, by its execve, its end, or one by one."""
+    _with_copies.discard(child.pid)
+
+
+def copies_are_about() -> bool:
+    """Whether a child that a thread of this process has just made may hold any descriptor of this process open."""
+    return bool(_with_copies)
+
 
 def leave(child: Child) -> None:
     """Leave a child behind, to be reaped when it has ended."""
+    has_no_copies(child)
     _left.append(child)
     reap()
 
@@ -207,6 +222,7 @@ def _attempt(
         raise
     if report is None:
         child.end()
+    has_no_copies(child)
     return child, report
 
 
@@ -242,6 +258,7 @@ def clone(
                 body()
             finally:
                 CALLS.exit(127)
+        _with_copies.add(pid)
     finally:
         CALLS.sigprocmask(_SIG_SETMASK, before, None)
     return Child(pid, pidfd)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import psutil
 import pytest
 
 import chrootfw
-from chrootfw.system import spawn
+from chrootfw.system import mounts, spawn
 
 
 def test_no_verb_leaves_a_child(runtime: chrootfw.Runtime, image: Callable[..., Path]) -> None:
@@ -19,6 +21,27 @@ def test_no_verb_leaves_a_child(runtime: chrootfw.Runtime, image: Callable[..., 
     for verb in (runtime.start, runtime.info, runtime.reboot, runtime.stop):
         verb(web1)
         assert psutil.Process().children() == before, verb
+
+
+@pytest.mark.parametrize("what", ["the root", "the device"])
+def test_a_child_on_its_way_to_its_execve_is_waited_for(
+    runtime: chrootfw.Runtime, image: Callable[..., Path], what: str
+) -> None:
+    """Another thread's: it has a copy of every descriptor, and fifty of them share the processors for seconds."""
+    web1 = chrootfw.Instance("web1", disk=str(image()))
+    root = runtime.start(web1).root
+    device = next(entry.source for entry in mounts.below(os.fsencode(root)))
+    fd = os.open(root if what == "the root" else device, os.O_RDONLY | os.O_CLOEXEC)
+    child = spawn.clone(lambda: spawn.CALLS.usleep(2_000_000))
+    os.close(fd)
+    waiting = threading.Thread(target=child.wait, args=(60,))
+    waiting.start()
+    try:
+        assert runtime.stop(web1).state == "absent"
+    finally:
+        waiting.join()
+        child.close()
+    assert not spawn.copies_are_about()
 
 
 def test_two_threads_that_look_at_once_close_a_child_once(monkeypatch: pytest.MonkeyPatch) -> None:
