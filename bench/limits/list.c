@@ -3,8 +3,8 @@
  *     list RUN_DIR CGROUPS V1_CGROUPS PASSES
  *
  * The mount table once; for each cgroup of the run directory cgroup.procs, cpu.stat, and memory.current, or where no controller
- * counts memory statm of each process (cgroup.events is asked where no process is listed, which is nowhere here); each instance's intent.json. V1_CGROUPS is - unless version 1 counts the
- * memory. Prints the median of the passes in seconds.
+ * counts memory statm of each process (cgroup.events is asked where no process is listed, which is nowhere here); each
+ * instance's intent.json. V1_CGROUPS is - unless version 1 counts the memory. Prints the median of the passes in seconds.
  */
 #define _GNU_SOURCE
 #include <dirent.h>

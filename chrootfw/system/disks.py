@@ -12,7 +12,6 @@ from chrootfw.errors import DiskError
 from chrootfw.planning.paths import is_within
 from chrootfw.system import deadlines, loops, mounts
 
-TYPE_CHECKING = False
 #: Seconds that a device may need to become free after a good unmount: a mount namespace that is just being
 #: made elsewhere pins it for some milliseconds.
 SETTLE = 1.0
