@@ -68,6 +68,7 @@ def take_down(job: Job, *, keep_root: bool = False) -> None:
             return
         plugin, order = job.stages.unmount_ordering(job.instance, values(job, entries))
         by_id = {entry.id: entry for entry in entries}
+        copies = spawn.copies_are_about()  # asked before the attempt: one that ends after it may have made it fail
         done, busy = _one_round(job, plugin, [by_id[mount.id] for mount in order], survey.raw_table)
         if done:
             busy_until = 0.0
@@ -76,7 +77,7 @@ def take_down(job: Job, *, keep_root: bool = False) -> None:
             busy = [by_id[order[0].id]]
         busy_until = busy_until or time.monotonic() + _BUSY_SETTLE
         late = time.monotonic() - busy_until
-        if late >= 0 and not (spawn.copies_are_about() and late < _COPIES_SETTLE):
+        if late >= 0 and not (copies and late < _COPIES_SETTLE):
             raise held(job, entries, busy)
         time.sleep(0.005)  # nothing tells when a busy mount is free
 
@@ -173,12 +174,14 @@ def held_by(job: Job, busy: Sequence[mounts.MountEntry], found: Sequence[Process
 def prove_released(job: Job, lost: Sequence[mounts.MountEntry]) -> None:
     """The proof that the disks are free. ``lost``: the mounts as they were, where there is no record. Raises ``HeldError``."""
     recorded = job.intent["disks"] if job.intent else inventory.disks_of(lost)
-    left = inventory.unreleased(recorded, settle=disks.SETTLE)
     deadline = time.monotonic() + _COPIES_SETTLE
-    while left and spawn.copies_are_about() and time.monotonic() < deadline:
+    while True:
+        copies = spawn.copies_are_about()
         left = inventory.unreleased(recorded, settle=disks.SETTLE)
-    if not left:
-        return
+        if not left:
+            return
+        if not copies or time.monotonic() >= deadline:
+            break
     # Not those of its in-memory file systems: their numbers were given back with the mounts, and are soon others'.
     devices = inventory.disk_devices(recorded)
     found = holders.find(holders.Held((), job.root, devices))

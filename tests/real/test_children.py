@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 import chrootfw
+from chrootfw import unmounting
 from chrootfw.system import mounts, spawn
 
 
@@ -42,6 +43,36 @@ def test_a_child_on_its_way_to_its_execve_is_waited_for(
         waiting.join()
         child.close()
     assert not spawn.copies_are_about()
+
+
+@pytest.mark.parametrize("attempt", ["_one_round", "inventory.unreleased"])
+def test_a_child_that_ends_right_after_it_was_in_the_way_was_in_the_way(
+    runtime: chrootfw.Runtime, image: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, attempt: str
+) -> None:
+    """It is gone when the failure is looked at; the next attempt succeeds, and nobody is told to be holding anything."""
+    web1 = chrootfw.Instance("web1", disk=str(image()))
+    root = runtime.start(web1).root
+    device = next(entry.source for entry in mounts.below(os.fsencode(root)))
+    fd = os.open(root if attempt == "_one_round" else device, os.O_RDONLY | os.O_CLOEXEC)
+    child = spawn.clone(lambda: spawn.CALLS.usleep(60_000_000))
+    os.close(fd)
+    place, name = (unmounting.inventory, "unreleased") if "." in attempt else (unmounting, attempt)
+    real = getattr(place, name)
+
+    def then_it_ends(*args: object, **kwargs: object) -> object:
+        result = real(*args, **kwargs)
+        if child.status is None and (result[0] == 0 if attempt == "_one_round" else result):
+            child.kill()
+            child.wait(60)
+        return result
+
+    monkeypatch.setattr(place, name, then_it_ends)
+    monkeypatch.setattr(unmounting, "_BUSY_SETTLE", 0.0)
+    try:
+        assert runtime.stop(web1).state == "absent"
+        assert child.status is not None
+    finally:
+        child.end()
 
 
 def test_two_threads_that_look_at_once_close_a_child_once(monkeypatch: pytest.MonkeyPatch) -> None:
