@@ -116,15 +116,18 @@ def _plain(arguments: list[str]) -> Any:
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     """What stands behind the ``--`` of exec is a command's, and not looked at."""
+    import argparse
+
+    options = argparse.Namespace(no_plugins=False, without=[], lock_timeout=10.0, verbose=False, json=False)
     dashes = arguments.index("--") if "--" in arguments else 0
     if "exec" in arguments[:dashes]:
-        options = _parser().parse_args(arguments[:dashes])
+        _parser().parse_args(arguments[:dashes], options)
         if options.verb == "exec":
             if options.command:
                 raise InputError(f"{options.command[0]!r} stands before --", hint="chrootfw exec NAME … -- COMMAND …")
             options.command = arguments[dashes + 1 :]
             return options
-    return _parser().parse_args(arguments)
+    return _parser().parse_args(arguments, options)
 
 
 def _have_stdio() -> None:
@@ -574,10 +577,20 @@ def _parser() -> argparse.ArgumentParser:
         def error(self, message: str) -> NoReturn:
             raise InputError(message, hint=f"{self.prog} --help")
 
+    left_out: list[str] = []
+
+    class LeftOut(argparse.Action):
+        """``append`` begins anew after the verb, and would forget what stands before it."""
+
+        def __call__(self, _parser: object, options: argparse.Namespace, value: Any, _option: object = None) -> None:
+            left_out.append(value)
+            setattr(options, self.dest, left_out)
+
+    # A parser's own defaults would become those of the verbs' parsers, which undo what stands before the verb.
     common = Parser(add_help=False, argument_default=argparse.SUPPRESS)
     group = common.add_argument_group("everywhere")
     group.add_argument("--no-plugins", action="store_true", help="load the default plugins only")
-    group.add_argument("--without", action="append", metavar="PLUGIN", help="leave out a plugin; may be repeated")
+    group.add_argument("--without", action=LeftOut, metavar="PLUGIN", help="leave out a plugin; may be repeated")
     group.add_argument("--lock-timeout", type=number, metavar="S", help="seconds to wait for another command (10)")
     group.add_argument("-v", "--verbose", action="store_true", help="show every step and how long it took")
     group.add_argument("--json", action="store_true", help="answer in JSON, errors too")
@@ -589,7 +602,6 @@ def _parser() -> argparse.ArgumentParser:
         parents=[common],
     )
     parser.add_argument("-V", "--version", action="version", version=f"chrootfw {chrootfw.__version__}")
-    parser.set_defaults(no_plugins=False, without=[], lock_timeout=10.0, verbose=False, json=False)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
 
     def verb(

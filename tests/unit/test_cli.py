@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from chrootfw import cli
@@ -101,7 +101,30 @@ def _answered(options: object) -> dict[str, object]:
     return {name: list(value) if isinstance(value, list | tuple) else value for name, value in found.items()}
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        (["--no-plugins"], {"no_plugins": True}),
+        (["--without", "one"], {"without": ["one"]}),
+        (["--lock-timeout", "3"], {"lock_timeout": 3}),
+        (["-v"], {"verbose": True}),
+        (["--json"], {"json": True}),
+    ],
+)
+def test_what_goes_everywhere_goes_before_the_verb_too(option: list[str], value: dict[str, object]) -> None:
+    defaults = {"no_plugins": False, "without": [], "lock_timeout": 10.0, "verbose": False, "json": False}
+    assert defaults.items() <= _answered(cli._parse(["stop", "web1"])).items()
+    for words in ([*option, "stop", "web1"], ["stop", *option, "web1"], ["stop", "web1", *option]):
+        assert {**defaults, **value}.items() <= _answered(cli._parse(words)).items()
+
+
+def test_plugins_are_left_out_before_and_after_the_verb() -> None:
+    assert cli._parse(["--without", "one", "stop", "--without", "two", "web1"]).without == ["one", "two"]
+    assert cli._parse(["stop", "web1"]).without == []
+
+
 @given(st.lists(_WORDS, max_size=5))
+@example(["--json", "start", "start"])
 def test_plain_words_are_what_argparse_makes_of_them(words: list[str]) -> None:
     plain = cli._plain(words)
     if plain is not None:
