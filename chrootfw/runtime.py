@@ -489,12 +489,12 @@ class Runtime:
             return
         store.prepare_run_dir(self.run_dir)
         with self._lock(name, verb):
-            job = self._job_of_recorded(instance, name)
-            job.surveyed = survey
-            survey = job.survey()
+            survey = inventory.Survey(self.run_dir, survey)
             if not survey.is_present(name):  # another command has just finished it
                 yield None
                 return
+            job = self._job_of_recorded(instance, name)
+            job.surveyed = survey
             self._check_here(job, survey)
             if job.intent and not intents.is_current(job.intent) and not survey.is_mounted(name):
                 self._forget_old_boot(job)

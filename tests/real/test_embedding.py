@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import driving
 import kernelview
@@ -336,3 +337,20 @@ def test_a_plugin_that_was_installed_after_the_start_finds_its_parameters(
     later.reboot("web1")
     later.stop("web1")
     assert seen == [["a"]]
+
+
+def test_who_waits_for_another_stop_finds_nothing_to_do(
+    runtime: chrootfw.Runtime, web1: driving.Chroot, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """That the record is gone then is as it should be, and nothing to warn of."""
+    web1.start()
+    lock = runtime._lock
+
+    def another_was_first(name: str, verb: str) -> Any:
+        monkeypatch.setattr(runtime, "_lock", lock)
+        runtime.stop(name)
+        return lock(name, verb)
+
+    monkeypatch.setattr(runtime, "_lock", another_was_first)
+    assert runtime.stop("web1").state == "absent"
+    assert not caplog.records
