@@ -10,7 +10,7 @@ import os
 from chrootfw import intents, inventory
 from chrootfw.errors import StepError, TransitionError
 from chrootfw.planning.paths import check_absolute, check_name
-from chrootfw.system import cgroups, deadlines, processes, spawn, users
+from chrootfw.system import cgroups, children, deadlines, processes, spawn, users
 from chrootfw.system.isolation import Isolation
 from chrootfw.views import InstanceState
 
@@ -22,10 +22,7 @@ if TYPE_CHECKING:
 
     from chrootfw.system.namespaces import Joined
 else:
-    import _signal as signal  # as in spawn
-
-#: Seconds for a root to answer before a command is run in it.
-_ROOT_ANSWERS = 10.0
+    import _signal as signal  # as in children
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -61,7 +58,7 @@ class Inside:
         self.isolation = Isolation(entry, name)
         self.root = intents.root(survey.run_dir, name)
         try:
-            deadlines.check_answers(self.root, seconds=_ROOT_ANSWERS)
+            deadlines.check_answers(self.root, seconds=spawn.ANSWERS)
         except deadlines.Overdue as error:
             raise StepError(
                 f"cannot enter {name}: its root does not answer: {error.strerror}",
@@ -93,7 +90,7 @@ class Inside:
                 os.close(self.root_fd)
                 raise StepError(f"cannot enter {name}: {error.strerror}") from error
 
-    def spawn(self, argv: Sequence[str], stdin: int, stdout: int, stderr: int) -> spawn.Child:
+    def spawn(self, argv: Sequence[str], stdin: int, stdout: int, stderr: int) -> children.Child:
         """Start ``argv`` in the caller's session. Raises ``OSError`` as execve(2) does."""
         return spawn.spawn(
             argv,
@@ -179,11 +176,11 @@ class _Forwarding:
     """While the command runs: TERM and HUP go to it, INT and QUIT are its own business."""
 
     def __init__(self) -> None:
-        self.child: spawn.Child | None = None
+        self.child: children.Child | None = None
         self.arrived: list[int] = []
         self.before: dict[int, object] = {}
 
-    def to(self, child: spawn.Child) -> None:
+    def to(self, child: children.Child) -> None:
         """Whom to forward to; what arrived before goes there now."""
         self.child = child
         for signum in self.arrived:

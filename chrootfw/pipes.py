@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from chrootfw.interrupts import Interrupts
-from chrootfw.system import spawn
+from chrootfw.system import children
 
 #: How often a pipe is read after the end of the command: as much as a pipe can hold (pipe(7)).
 _DRAIN_MAX = 16
@@ -91,7 +91,7 @@ class Pipes:
 
 
 def communicate(
-    child: spawn.Child,
+    child: children.Child,
     feed: tuple[int, bytes] | None,
     collect: Mapping[int, bytearray],
     seconds: float | None,

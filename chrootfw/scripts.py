@@ -15,7 +15,7 @@ from chrootfw.entering import base_environment
 from chrootfw.errors import InputError, ScriptError
 from chrootfw.interrupts import Interrupts
 from chrootfw.model import Command, Entry, Instance
-from chrootfw.system import spawn, users
+from chrootfw.system import children, spawn, users
 from chrootfw.system.isolation import Isolation
 from chrootfw.system.namespaces import Joined
 
@@ -44,7 +44,7 @@ class Result:
             return f"did not end within {seconds:g} s"
         if self.status < 0:
             return f"was ended by signal {-self.status}"
-        if self.status == spawn.LOST:
+        if self.status == children.LOST:
             return "exited with status 255, or the embedding program reaped it (SIGCHLD ignored) and its status is lost"
         return f"exited with status {self.status}"
 
@@ -64,6 +64,7 @@ def run(
     joins: Sequence[str],
     isolation: Isolation,
     own: Sequence[int],
+    answers: float,
     interrupts: Interrupts,
 ) -> Result:
     """Run ``command`` inside ``root`` and wait for it alone, not for the daemons that it leaves.
@@ -72,7 +73,7 @@ def run(
     SIGPIPE nor blocked, and fills nothing: the descriptor that it inherits is open for reading too, and not blocking
     from then on (a full pipe says EAGAIN).
 
-    ``own``: the instance's processes, whose namespaces it joins. Raises ``ScriptError`` when it cannot be run, ``Interrupted`` when an
+    ``own``: the instance's processes, whose namespaces it joins. ``answers``: seconds for its file system to hand it out. Raises ``ScriptError`` when it cannot be run, ``Interrupted`` when an
     end is asked for; a script that runs is killed then.
     """
     read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
@@ -97,6 +98,7 @@ def run(
                 stderr=both_fd,
                 ids=users.ids(root, entry.user),
                 isolation=isolation,
+                answers=answers,
             )
             os.close(root_fd)
             root_fd = -1
@@ -122,7 +124,7 @@ def run(
                 os.close(fd)
 
 
-def _wait(child: spawn.Child, read_fd: int, output: _Tail, seconds: float, interrupts: Interrupts) -> int | None:
+def _wait(child: children.Child, read_fd: int, output: _Tail, seconds: float, interrupts: Interrupts) -> int | None:
     deadline = time.monotonic() + seconds
     poller = select.poll()
     poller.register(child.pidfd, select.POLLIN)

@@ -292,6 +292,7 @@ def run_script(job: Job, action: str, command: Command, entry: Entry) -> scripts
         joins=joins,
         isolation=Isolation(entry.to_dict(), job.name),
         own=job.survey().own(job.name) if entry.namespaces else (),
+        answers=job.disk_timeout,
         interrupts=job.interrupts,
     )
     try:

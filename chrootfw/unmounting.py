@@ -7,16 +7,16 @@ import os
 import time
 from collections.abc import Sequence
 
-from chrootfw import inventory
+from chrootfw import intents, inventory
 from chrootfw.errors import HeldError, StepError
 from chrootfw.jobs import Job
 from chrootfw.model import Mount
-from chrootfw.system import deadlines, disks, holders, mounts, spawn, umount
+from chrootfw.system import children, disks, holders, mounts, umount
 from chrootfw.views import Process
 
 #: Seconds for which a busy mount is tried again before its holders are looked for: what a process held is
 #: given back a moment after its end, and a child that another thread makes has a copy of all descriptors until its execve.
-_BUSY_SETTLE = spawn.ATTEMPTS[0] + 0.25
+_BUSY_SETTLE = 0.75
 
 #: Seconds more, while other threads of this program make such children: dozens of them share the processors.
 _COPIES_SETTLE = 20.0
@@ -68,8 +68,8 @@ def take_down(job: Job, *, keep_root: bool = False) -> None:
             return
         plugin, order = job.stages.unmount_ordering(job.instance, values(job, entries))
         by_id = {entry.id: entry for entry in entries}
-        copies = spawn.copies_are_about()  # asked before the attempt: one that ends after it may have made it fail
-        done, busy = _one_round(job, plugin, [by_id[mount.id] for mount in order], survey.raw_table)
+        copies = children.copies_are_about()  # asked before the attempt: one that ends after it may have made it fail
+        done, busy = _one_round(job, plugin, [by_id[mount.id] for mount in order])
         if done:
             busy_until = 0.0
             continue
@@ -82,71 +82,33 @@ def take_down(job: Job, *, keep_root: bool = False) -> None:
         time.sleep(0.005)  # nothing tells when a busy mount is free
 
 
-def _one_round(
-    job: Job, plugin: str, order: Sequence[mounts.MountEntry], raw_table: bytes
-) -> tuple[int, list[mounts.MountEntry]]:
-    done, busy = 0, []
-    waiting = _may_wait(order, raw_table)
-    for entry in order:
-        job.interrupts.check()
-        base = entry_base(job, entry)
-        try:
-            seconds = job.disk_timeout if entry.id in waiting else None
-            if not umount.unmount(base, entry, seconds=seconds):
-                continue
-        except deadlines.Overdue as error:
-            raise HeldError(
-                f"{job.name} is held: {error.filename} has not returned: {error.strerror}",
-                [error.describe()],
-                f"its device or server is slow or dead; when it answers: chrootfw cleanup {job.name}",
-            ) from error
-        except OSError as error:
-            if error.errno == errno.EBUSY:
-                busy.append(entry)
-                continue
-            if error.errno == errno.EINVAL:
-                continue  # gone meanwhile
+def _one_round(job: Job, plugin: str, order: Sequence[mounts.MountEntry]) -> tuple[int, list[mounts.MountEntry]]:
+    """How many mounts are gone, and those that are busy."""
+    job.interrupts.check()
+    directory = os.fsencode(intents.directory(job.run_dir, job.name))
+    outcomes, overdue = umount.unmount(directory, order, seconds=job.disk_timeout)
+    for entry, outcome in zip(order, outcomes, strict=True):
+        if outcome == 0:
+            with job.step("unmount", unmount_does(entry), plugin):
+                pass
+    if overdue is not None:
+        raise HeldError(
+            f"{job.name} is held: {overdue.filename} has not returned: {overdue.strerror}",
+            [overdue.describe()],
+            f"its device or server is slow or dead; when it answers: chrootfw cleanup {job.name}",
+        ) from overdue
+    for entry, outcome in zip(order, outcomes, strict=True):
+        if outcome not in (0, None, errno.EBUSY, errno.EINVAL):  # EINVAL: gone meanwhile
             raise StepError(
-                f"cannot unmount {os.fsdecode(entry.mount_point)}: {error.strerror}",
+                f"cannot unmount {os.fsdecode(entry.mount_point)}: {os.strerror(outcome)}",
                 hint="chrootfw verify checks privileges and mount propagation",
-            ) from error
-        done += 1
-        with job.step("unmount", unmount_does(entry), plugin):
-            pass
-    return done, busy
+            )
+    return outcomes.count(0), [entry for entry, outcome in zip(order, outcomes, strict=True) if outcome == errno.EBUSY]
 
 
 def unmount_does(entry: mounts.MountEntry) -> str:
     """What the step of one unmount does, in words."""
     return f"unmount {os.fsdecode(entry.mount_point)}"
-
-
-def _may_wait(ours: Sequence[mounts.MountEntry], raw_table: bytes) -> set[int]:
-    """The mount IDs whose unmount may wait for a device or a server: it is the file system's last mount and has to be written
-    out, or its name is looked up on a file system that some server keeps."""
-    by_id = {entry.id: entry for entry in ours}
-    on_devices = [entry for entry in ours if entry.fstype not in mounts.IN_MEMORY]
-    counts: dict[int, int] = {}
-    for entry in on_devices:
-        counts[entry.dev] = counts.get(entry.dev, 0) + 1
-    ours_alone = {
-        dev for dev, count in counts.items() if raw_table.count(b" %d:%d " % (os.major(dev), os.minor(dev))) <= count
-    }
-    found = {entry.id for entry in on_devices if entry.dev in ours_alone}
-    for entry in ours:
-        parent = by_id.get(entry.parent)
-        if parent is not None and parent.fstype not in mounts.IN_MEMORY and os.major(parent.dev) == 0:
-            found.add(entry.id)
-    return found
-
-
-def entry_base(job: Job, entry: mounts.MountEntry) -> bytes:
-    """The top of the tree that a mount is in: the root, or its auxiliary layer."""
-    root = os.fsencode(job.root)
-    if _is_root_tree(job, entry):
-        return root
-    aux = os.path.dirname(root) + b"/aux/"
-    return aux + entry.mount_point[len(aux) :].split(b"/", 1)[0]
 
 
 def _is_root_tree(job: Job, entry: mounts.MountEntry) -> bool:
@@ -176,7 +138,7 @@ def prove_released(job: Job, lost: Sequence[mounts.MountEntry]) -> None:
     recorded = job.intent["disks"] if job.intent else inventory.disks_of(lost)
     deadline = time.monotonic() + _COPIES_SETTLE
     while True:
-        copies = spawn.copies_are_about()
+        copies = children.copies_are_about()
         left = inventory.unreleased(recorded, settle=disks.SETTLE)
         if not left:
             return

@@ -27,7 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--kernel",
         choices=("running", "5.14"),
         default="running",
-        help="5.14: whatever Linux has had only since then is refused, to the tests and all that they start",
+        help="5.14: whatever Linux has had only since then is refused, and memory made executable, to the tests and all that they start",
     )
     parser.addoption("--whole", action="store_true", help="tests/crash: whole campaigns, not samples of them")
     parser.addoption("--table", metavar="FILE", help="tests/ganeti: write the table 'what works with each' to FILE")

@@ -6,19 +6,20 @@ kernel lets go of it. It holds no file descriptor but those it needs, so nobody 
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
-import select
 import stat
+import sys
 
-from chrootfw.system import spawn, syscalls
+from chrootfw.system import call_lists, children, syscalls
+from chrootfw.system.call_lists import CallList
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Iterable
 
 _AT_STATX_FORCE_SYNC = 0x2000
+_TO_THE_LAST = 0xFFFFFFFF
 
 #: Seconds for a child to finish what it has begun when nobody wants its answer any more.
 _FINISHES = 1.0
@@ -38,77 +39,47 @@ class Overdue(OSError):
         return f"pid {self.pid}, chrootfw's own, waits for it in {self.wchan or 'the kernel'}; it ends when it has its answer"
 
 
-def call(what: str, body: Callable[[], int], *, seconds: float, keep: Sequence[int] = ()) -> int:
-    """What ``body`` returns in a child: a number from 0 up, or a negative errno, which is raised as ``OSError``.
+def alone(keep: Iterable[int] = ()) -> CallList:
+    """A list that begins with the closing of all descriptors but those in ``keep``; one that is opened has the lowest number that is free."""
+    calls = CallList()
+    first = 0
+    for fd in sorted(keep):
+        if fd > first:
+            calls.add("close_range", first, fd - 1, 0)
+        first = fd + 1
+    calls.closes = calls.add("close_range", first, _TO_THE_LAST, 0)
+    return calls
 
-    ``body`` calls nothing that gives back the interpreter's lock, so only ``spawn.CALLS``, and finds open only the
-    descriptors in ``keep``. ``what`` says in an error what did not answer. Raises ``Overdue`` after ``seconds``.
+
+def carry_out(what: str, calls: CallList, *, seconds: float) -> None:
+    """Have a child carry out a list. ``what`` says in an error what did not answer.
+
+    Raises ``Overdue`` when a call has not returned after ``seconds``, ``OSError`` with the errno of what failed.
     """
-    for patience in spawn.ATTEMPTS:
-        child, read_fd = _begin(body, keep)
-        try:
-            # As in spawn: a child that does not even begin has the interpreter in a bad state, and another one is made.
-            begun = _ready(read_fd, patience) and os.read(read_fd, 1)
-            spawn.has_no_copies(child)
-            answer = os.read(read_fd, 64) if begun and _ready(read_fd, seconds) else None
-        except BaseException:
-            try:
-                child.wait(_FINISHES)  # ext4 that is killed in its mount(2) stays marked as to be recovered
-            finally:
-                child.end(0)
-            raise
-        finally:
-            os.close(read_fd)
-        if begun:
-            return _result(child, what, answer, seconds)
-        child.end()
-    raise OSError(errno.EAGAIN, "no process could be made for it", what)
-
-
-def _begin(body: Callable[[], int], keep: Sequence[int]) -> tuple[spawn.Child, int]:
-    """The child, and the pipe in which it says that it begins, and then its result."""
-    read_fd, tell = os.pipe2(os.O_CLOEXEC)
+    child = children.begin(calls)
     try:
-        return spawn.clone(lambda: _tell(tell, body, sorted({tell, *keep}))), read_fd
+        progress = 0
+        while child.wait(seconds) is None:
+            done = len(calls.names) - calls.results().count(call_lists.UNSET)
+            if done == progress:
+                break
+            progress = done
     except BaseException:
-        os.close(read_fd)
+        try:
+            child.wait(_FINISHES)  # ext4 that is killed in its mount(2) stays marked as to be recovered
+        finally:
+            child.end(0)
         raise
-    finally:
-        os.close(tell)
-
-
-def _ready(fd: int, seconds: float) -> bool:
-    poller = select.poll()
-    poller.register(fd, select.POLLIN)
-    return bool(poller.poll(seconds * 1000))
-
-
-def _result(child: spawn.Child, what: str, answer: bytes | None, seconds: float) -> int:
-    if answer is None:
+    if child.status is None:
         overdue = Overdue(errno.ETIMEDOUT, f"no answer within {seconds:g} s", what)
         overdue.pid, overdue.wchan = child.pid, _wchan(child.pid)
         child.end(0.1)
         raise overdue
     child.end()
-    if not answer:
-        raise OSError(errno.ECHILD, "the process that was to do it was ended", what)
-    result = int(answer)
-    if result < 0:
-        raise OSError(-result, os.strerror(-result), what)
-    return result
-
-
-def _tell(tell: int, body: Callable[[], int], keep: list[int]) -> None:
-    """The child's side: nothing else open, the call, its result into the pipe."""
-    first = 0
-    for fd in keep:
-        if fd > first:
-            spawn.CALLS.syscall(spawn.CLOSE_RANGE, first, fd - 1, 0)
-        first = fd + 1
-    spawn.CALLS.syscall(spawn.CLOSE_RANGE, first, ctypes.c_uint(0xFFFFFFFF), 0)
-    spawn.CALLS.write(tell, b"+", 1)
-    text = b"%d" % body()
-    spawn.CALLS.write(tell, text, len(text))
+    if stopped := calls.stopped_at():
+        if not stopped[1]:
+            raise OSError(errno.ECHILD, "the process that was to do it was ended", what)
+        raise OSError(stopped[1], os.strerror(stopped[1]), what)
 
 
 def check_answers(path: str, *, seconds: float) -> None:
@@ -118,20 +89,29 @@ def check_answers(path: str, *, seconds: float) -> None:
     """
     if is_local(path):
         return
-    raw, status, byte = os.fsencode(path), ctypes.create_string_buffer(256), ctypes.create_string_buffer(1)
+    raw = os.fsencode(path)
+    calls = alone()
+    status = calls.room(256)
+    calls.add("statx", syscalls.AT_FDCWD, raw, _AT_STATX_FORCE_SYNC, 0x7FF, status.address)
+    if not _answers(path, calls, seconds):
+        return
+    mode = int.from_bytes(status.data[28:30], sys.byteorder)  # stx_mode
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISBLK(mode):  # others do something when they are opened
+        calls = alone()
+        calls.add("openat", syscalls.AT_FDCWD, raw, os.O_RDONLY | os.O_NONBLOCK)  # 0: no other is open
+        calls.add("read", 0, calls.room(1).address, 1)
+        _answers(path, calls, seconds)
 
-    def body() -> int:
-        calls = spawn.CALLS
-        if calls.statx(syscalls.AT_FDCWD, raw, _AT_STATX_FORCE_SYNC, 0x7FF, status) < 0:
-            return 0
-        mode = status.raw[28] | status.raw[29] << 8
-        if stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISBLK(mode):  # others do something when they are opened
-            fd = calls.open(raw, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            if fd >= 0:
-                calls.read(fd, byte, 1)
-        return 0
 
-    call(path, body, seconds=seconds)
+def _answers(path: str, calls: CallList, seconds: float) -> bool:
+    """Whether the calls succeed; that they fail is an answer too. Raises ``Overdue``."""
+    try:
+        carry_out(path, calls, seconds=seconds)
+    except Overdue:
+        raise
+    except OSError:
+        return False
+    return True
 
 
 def _wchan(pid: int) -> str:

@@ -1,7 +1,7 @@
 """What a process may be parted from before it runs: the host's mounts, namespaces, capabilities, system calls.
 
-Everything is prepared here as calls with their arguments, for a child that must look nothing up (``spawn``). A call that
-fails ends the child: nothing runs less isolated than was asked for.
+Everything is added to the list of calls that the child carries out (``spawn``). A call that fails ends the child: nothing runs less
+isolated than was asked for.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ from chrootfw.system import syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from typing import Any
 
-    #: A call for a child: what it is called in an error, the errnos that do not matter, the function, its arguments.
-    Call = tuple[bytes, tuple[int, ...], Callable[..., int], tuple[Any, ...]]
+    from chrootfw.system.call_lists import CallList
 
 NEWPID = NAMESPACES["pid"]
 
@@ -28,9 +27,6 @@ _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_BIND = 2, 4, 8, 4096
 _PR_SET_DUMPABLE, _PR_CAPBSET_READ, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 4, 23, 24, 38
 _SECCOMP_SET_MODE_FILTER = 1
 _CAPABILITY_VERSION_3 = 0x20080522
-_PIVOT_ROOT, _CAPSET, _SECCOMP = {"x86_64": (155, 126, 317), "ppc64le": (203, 184, 358), "s390x": (217, 185, 348)}.get(
-    os.uname().machine, (41, 91, 277)
-)
 #: What is no mistake of ours: a path that the root does not have, or that is no mount point.
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EINVAL)
 
@@ -63,90 +59,84 @@ class Isolation:
         self.join = -1
         self.program = decode_program(entry.get("seccomp", ""))
 
-    def entering(self, calls: syscalls.Calls, root_fd: int) -> list[Call]:
+    def enter(self, calls: CallList, root_fd: int) -> None:
         """Into the root ``root_fd``, which is made the top of a mount namespace of its own."""
-        if self.entry["method"] == "chroot":
-            return [(b"fchdir", (), calls.fchdir, (root_fd,)), (b"chroot", (), calls.chroot, (b".",))]
+        if self.is_plain:
+            calls.add("fchdir", root_fd)
+            calls.add("chroot", b".")
+            return
         shared = self.flags & ~NEWPID
-        done: list[Call] = []
         if shared and self.join >= 0:
-            done.append((b"setns", (), calls.setns, (self.join, shared)))
-        unshared = syscalls.CLONE_NEWNS | (0 if self.join >= 0 else shared)
-        done += [
-            (b"fchdir", (), calls.fchdir, (root_fd,)),
-            # What the working directory is on is in the new namespace the copy of the same mount.
-            (b"unshare", (), calls.unshare, (unshared,)),
-            (b"mount (slave)", (), calls.mount, (None, b"/", None, _long(syscalls.MS_REC | syscalls.MS_SLAVE), None)),
-            (b"pivot_root", (), calls.syscall, (_PIVOT_ROOT, b".", b".")),
-            (b"umount2 (the host's root)", (), calls.umount2, (b".", syscalls.MNT_DETACH)),
-            (b"chdir", (), calls.chdir, (b"/",)),
-        ]
+            calls.add("setns", self.join, shared)
+        calls.add("fchdir", root_fd)
+        # What the working directory is on is in the new namespace the copy of the same mount.
+        calls.add("unshare", syscalls.CLONE_NEWNS | (0 if self.join >= 0 else shared))
+        calls.add("mount", None, b"/", None, syscalls.MS_REC | syscalls.MS_SLAVE, None, what=b"mount (slave)")
+        calls.add("pivot_root", b".", b".")
+        calls.add("umount2", b".", syscalls.MNT_DETACH, what=b"umount2 (the host's root)")
+        calls.add("chdir", b"/")
         if self.flags & NAMESPACES["uts"] and self.join < 0:
-            done.append((b"sethostname", (), calls.sethostname, (self.hostname, ctypes.c_size_t(len(self.hostname)))))
+            calls.add("sethostname", self.hostname, len(self.hostname))
         if self.flags & NEWPID:
-            how = _long(_MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
-            done.append((b"mount /proc", (errno.ENOENT,), calls.mount, (b"proc", b"/proc", b"proc", how, None)))
-        return done + self._restricting_mounts(calls)
+            how = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
+            calls.add("mount", b"proc", b"/proc", b"proc", how, None, ignore=(errno.ENOENT,), what=b"mount /proc")
+        self._restrict_mounts(calls)
 
-    def _restricting_mounts(self, calls: syscalls.Calls) -> list[Call]:
-        done: list[Call] = []
+    def _restrict_mounts(self, calls: CallList) -> None:
         for path in map(os.fsencode, self.entry.get("read_only", ())):
-            bind = (path, path, None, _long(_MS_BIND | syscalls.MS_REC), None)
-            done.append((b"mount (bind)", _ABSENT[:2], calls.mount, bind))
-            done.append(_setattr(calls, path, syscalls.MOUNT_ATTR_RDONLY, 0, recursive=True, absent=_ABSENT[:2]))
+            how = _MS_BIND | syscalls.MS_REC
+            calls.add("mount", path, path, None, how, None, ignore=_ABSENT[:2], what=b"mount (bind)")
+            _setattr(calls, path, syscalls.MOUNT_ATTR_RDONLY, 0, recursive=True, absent=_ABSENT[:2])
         wanted = self.entry.get("mount_attributes", ())
         nodev = syscalls.MOUNT_ATTR_NODEV if "nodev" in wanted else 0
         attributes = nodev | (syscalls.MOUNT_ATTR_NOSUID if "nosuid" in wanted else 0)
         if attributes:
-            done.append(_setattr(calls, b"/", attributes, 0, recursive=True))
+            _setattr(calls, b"/", attributes, 0, recursive=True)
         if nodev:  # where the devices are that it is to have
-            done.append(_setattr(calls, b"/dev", 0, nodev, recursive=True, absent=_ABSENT))
-            done.append(_setattr(calls, b"/dev/shm", nodev, 0, absent=_ABSENT))
-        return done
+            _setattr(calls, b"/dev", 0, nodev, recursive=True, absent=_ABSENT)
+            _setattr(calls, b"/dev/shm", nodev, 0, absent=_ABSENT)
 
     @property
     def is_plain(self) -> bool:
         """Whether it is a mere chroot(2)."""
         return bool(self.entry["method"] == "chroot")
 
-    def giving_up(self, calls: syscalls.Calls, *, is_root: bool) -> tuple[list[Call], list[Call]]:
-        """Before and after the change of user: the bounding set; the rest of the capabilities, then system calls."""
-        before: list[Call] = []
-        after: list[Call] = []
+    @property
+    def gives_up(self) -> bool:
+        """Whether a process has less than its parent before its execve; those inside may have as much then, and trace it."""
+        given_up = self.entry.get("no_new_privs") or self.entry.get("seccomp")
+        return bool(not self.is_plain or given_up or self.entry.get("capabilities") is not None)
+
+    def give_up_before(self, calls: CallList) -> None:
+        """Before the change of user: the bounding set."""
         if not self.is_plain:
             # Until its execve it has a copy of the manager's memory, which nobody inside may read (PR_SET_DUMPABLE).
-            before.append((b"prctl (dumpable)", (), calls.prctl, (_PR_SET_DUMPABLE, _long(0), 0, 0, 0)))
+            calls.add("prctl", _PR_SET_DUMPABLE, 0, 0, 0, 0, what=b"prctl (dumpable)")
         kept = self.entry.get("capabilities")
         if kept is not None:
             numbers = {CAPABILITIES.index(word) for word in kept}
             for number in range(64):
-                if number not in numbers and calls.prctl(_PR_CAPBSET_READ, number) >= 0:
-                    before.append(
-                        (b"prctl (bounding set)", (), calls.prctl, (_PR_CAPBSET_DROP, _long(number), 0, 0, 0))
-                    )
-            if is_root:
-                mask = sum(1 << number for number in numbers)
-                header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-                low, high = mask & 0xFFFFFFFF, mask >> 32
-                data = (ctypes.c_uint32 * 6)(low, low, 0, high, high, 0)
-                after.append((b"capset", (), calls.syscall, (_CAPSET, header, data)))
+                if number not in numbers and syscalls.CALLS.prctl(_PR_CAPBSET_READ, number) >= 0:
+                    calls.add("prctl", _PR_CAPBSET_DROP, number, 0, 0, 0, what=b"prctl (bounding set)")
+
+    def give_up_after(self, calls: CallList, *, is_root: bool) -> None:
+        """After the change of user: the rest of the capabilities, then system calls."""
+        kept = self.entry.get("capabilities")
+        if kept is not None and is_root:
+            mask = sum(1 << CAPABILITIES.index(word) for word in kept)
+            header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+            low, high = mask & 0xFFFFFFFF, mask >> 32
+            calls.add("capset", header, (ctypes.c_uint32 * 6)(low, low, 0, high, high, 0))
         if self.entry.get("no_new_privs"):
-            after.append((b"prctl (no_new_privs)", (), calls.prctl, (_PR_SET_NO_NEW_PRIVS, _long(1), 0, 0, 0)))
+            calls.add("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, what=b"prctl (no_new_privs)")
         if self.program:
-            program = _Filter(len(self.program) // 8, self.program)
-            after.append(
-                (b"seccomp", (), calls.syscall, (_SECCOMP, _SECCOMP_SET_MODE_FILTER, 0, ctypes.byref(program)))
-            )
-        return before, after
+            calls.add("seccomp", _SECCOMP_SET_MODE_FILTER, 0, _Filter(len(self.program) // 8, self.program))
 
 
 def _setattr(
-    calls: syscalls.Calls, path: bytes, set: int, clear: int, *, recursive: bool = False, absent: tuple[int, ...] = ()
-) -> Call:
+    calls: CallList, path: bytes, set: int, clear: int, *, recursive: bool = False, absent: tuple[int, ...] = ()
+) -> None:
     flags = syscalls.AT_RECURSIVE if recursive else 0
-    arguments = syscalls.mount_setattr_arguments(syscalls.AT_FDCWD, path, flags, set=set, clear=clear)
-    return b"mount_setattr " + path, absent, calls.syscall, arguments
-
-
-def _long(number: int) -> ctypes.c_ulong:
-    return ctypes.c_ulong(number)
+    how = syscalls.MountAttr(set, clear, 0, 0)
+    what = b"mount_setattr " + path
+    calls.add("mount_setattr", syscalls.AT_FDCWD, path, flags, how, ctypes.sizeof(how), ignore=absent, what=what)

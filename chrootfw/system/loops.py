@@ -9,7 +9,7 @@ import os
 import time
 
 from chrootfw.errors import DiskError
-from chrootfw.system import deadlines, spawn
+from chrootfw.system import deadlines, syscalls
 
 _LOOP_CTL_GET_FREE, _LOOP_CONFIGURE, _LOOP_GET_STATUS64 = 0x4C82, 0x4C0A, 0x4C05
 #: Seconds for the file below a loop device to answer, and for which one that did not is not asked again.
@@ -178,18 +178,14 @@ def _identity(device: str, path: str) -> tuple[int, int]:
         return info.device, info.inode
     if time.monotonic() < _silent.get((device, path), 0) + _SILENT_FOR:
         raise deadlines.Overdue(errno.ETIMEDOUT, "it did not answer a moment ago", path)
+    calls = deadlines.alone()
+    calls.add("openat", syscalls.AT_FDCWD, os.fsencode(device), os.O_RDONLY | os.O_NONBLOCK)  # 0: no other is open
+    room = calls.room(ctypes.sizeof(_Info))
+    calls.add("ioctl", 0, _LOOP_GET_STATUS64, room.address)
     try:
-        number = deadlines.call(path, lambda: _ask(os.fsencode(device)), seconds=_ANSWERS)
+        deadlines.carry_out(path, calls, seconds=_ANSWERS)
     except deadlines.Overdue:
         _silent[device, path] = time.monotonic()
         raise
-    return number >> 64, number & (1 << 64) - 1
-
-
-def _ask(device: bytes) -> int:
-    """In a child: device and inode of the file as one number, or a negative errno."""
-    info = _Info()
-    fd = spawn.CALLS.open(device, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    if fd < 0 or spawn.CALLS.ioctl(fd, _LOOP_GET_STATUS64, ctypes.byref(info)) < 0:
-        return -ctypes.get_errno()
-    return int(info.device) << 64 | int(info.inode)
+    info = _Info.from_buffer_copy(room.data)
+    return info.device, info.inode

@@ -11,12 +11,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 
-#: File systems that live in memory: their unmount waits for no device and no server.
-IN_MEMORY = frozenset(
-    (b"tmpfs", b"proc", b"sysfs", b"devpts", b"devtmpfs", b"mqueue", b"ramfs", b"hugetlbfs", b"cgroup", b"cgroup2")
-)
-
-
 #: Spaces before the one that a line's mount point follows.
 _FIELDS_BEFORE = 3
 

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-_libc = ctypes.CDLL(None, use_errno=True)
-
 
 class Calls:
     """Functions of libc, bound: by ``ctypes.CDLL`` for everyday use, by ``ctypes.PyDLL`` for a child, which must not give
@@ -26,28 +24,19 @@ class Calls:
     def __init__(self, libc: ctypes.CDLL) -> None:
         self.syscall = libc.syscall
         self.syscall.restype = ctypes.c_long
-        self.open, self.close, self.read, self.write, self.ioctl = (
-            libc.open,
-            libc.close,
-            libc.read,
-            libc.write,
-            libc.ioctl,
+        self.close, self.read, self.write, self.statx = libc.close, libc.read, libc.write, libc.statx
+        self.mount, self.umount2, self.unshare, self.setns = libc.mount, libc.umount2, libc.unshare, libc.setns
+        self.fork, self.exit, self.wait4, self.kill, self.usleep = (
+            libc.fork,
+            libc["_exit"],
+            libc.wait4,
+            libc.kill,
+            libc.usleep,
         )
-        self.fcntl, self.dup3, self.statx, self.mount, self.umount2 = (
-            libc.fcntl,
-            libc.dup3,
-            libc.statx,
-            libc.mount,
-            libc.umount2,
-        )
-        self.fchdir, self.chdir, self.chroot, self.umask = libc.fchdir, libc.chdir, libc.chroot, libc.umask
-        self.unshare, self.setns, self.sethostname, self.prctl = libc.unshare, libc.setns, libc.sethostname, libc.prctl
-        self.fork, self.execve, self.exit, self.wait4 = libc.fork, libc.execve, libc["_exit"], libc.wait4
-        self.signal, self.sigprocmask, self.kill, self.setsid = libc.signal, libc.sigprocmask, libc.kill, libc.setsid
-        self.usleep = libc.usleep
+        self.prctl, self.sigprocmask = libc.prctl, libc.sigprocmask
 
 
-CALLS = Calls(_libc)
+CALLS = Calls(ctypes.CDLL(None, use_errno=True))
 _syscall = CALLS.syscall
 
 _OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT = 428, 429, 430, 431, 432
@@ -89,11 +78,13 @@ RESOLVE_BENEATH = 0x08
 RESOLVE_IN_ROOT = 0x10
 RESOLVE_CACHED = 0x20  # 5.12
 
-_FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 0, 1, 6
+_FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING, FSCONFIG_CMD_CREATE = 0, 1, 6
 
-_STATX_BASIC_AND_MNT_ID = 0x07FF | 0x1000
+STATX_MNT_ID = 0x1000
+_STATX_BASIC_AND_MNT_ID = 0x07FF | STATX_MNT_ID
 #: struct statx, and of it: uid, mode, ino, rdev and dev as major and minor, mnt_id.
-_Statx = ctypes.c_char * 256
+STATX_SIZE, STATX_MNT_ID_OFFSET = 256, 144
+_Statx = ctypes.c_char * STATX_SIZE
 _STATX_FIELDS = struct.Struct("=20xI4xH2xQ88x4IQ")
 
 
@@ -113,31 +104,25 @@ def _call(*arguments: Any) -> int:
             return result
 
 
-class _OpenHow(ctypes.Structure):
+class OpenHow(ctypes.Structure):
+    """struct open_how"""
+
     _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
 
 
 def openat2(dir_fd: int, path: str | bytes, flags: int, resolve: int, mode: int = 0) -> int:
     """openat2(2): a file descriptor, close-on-exec. A rename that races with the look-up (EAGAIN) is tried again."""
-    result = openat2_with(CALLS, dir_fd, os.fsencode(path), flags, resolve, mode)
-    if result < 0:
-        raise OSError(-result, f"openat2: {os.strerror(-result)}", os.fsdecode(path))
-    return result
-
-
-def openat2_with(calls: Calls, dir_fd: int, path: bytes, flags: int, resolve: int, mode: int = 0) -> int:
-    """``openat2``: the descriptor, or a negative errno."""
-    how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
+    how = OpenHow(flags | os.O_CLOEXEC, mode, resolve)
     size = ctypes.c_size_t(ctypes.sizeof(how))
-    tries = 1 if resolve & RESOLVE_CACHED else 100
-    for _ in range(tries):
-        result: int = calls.syscall(_OPENAT2, dir_fd, path, ctypes.byref(how), size)
+    code = 0
+    for _ in range(1 if resolve & RESOLVE_CACHED else 100):
+        result: int = _syscall(_OPENAT2, dir_fd, os.fsencode(path), ctypes.byref(how), size)
         if result >= 0:
             return result
         code = ctypes.get_errno()
         if code not in (errno.EAGAIN, errno.EINTR):
             break
-    return -code
+    raise OSError(code, f"openat2: {os.strerror(code)}", os.fsdecode(path))
 
 
 def open_tree(dir_fd: int, path: str | bytes, *, recursive: bool = False) -> int:
@@ -157,7 +142,9 @@ def move_mount(mount_fd: int, target_fd: int) -> None:
     _check(_call(_MOVE_MOUNT, mount_fd, b"", target_fd, b"", flags), "move_mount")
 
 
-class _MountAttr(ctypes.Structure):
+class MountAttr(ctypes.Structure):
+    """struct mount_attr"""
+
     _fields_ = (
         ("attr_set", ctypes.c_uint64),
         ("attr_clr", ctypes.c_uint64),
@@ -171,33 +158,26 @@ def mount_setattr(
 ) -> None:
     """mount_setattr(2) on the mount ``mount_fd``; ``propagation`` is MS_PRIVATE, MS_SLAVE or 0 to leave it."""
     flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
-    arguments = mount_setattr_arguments(mount_fd, b"", flags, set=set, clear=clear, propagation=propagation)
-    _check(_call(*arguments), "mount_setattr")
-
-
-def mount_setattr_arguments(
-    dir_fd: int, path: bytes, flags: int, *, set: int = 0, clear: int = 0, propagation: int = 0
-) -> tuple[Any, ...]:
-    """What ``Calls.syscall`` is to be called with for a mount_setattr(2)."""
-    attr = _MountAttr(set, clear, propagation, 0)
-    return _MOUNT_SETATTR, dir_fd, path, flags, ctypes.byref(attr), ctypes.c_size_t(ctypes.sizeof(attr))
+    attr = MountAttr(set, clear, propagation, 0)
+    size = ctypes.c_size_t(ctypes.sizeof(attr))
+    _check(_call(_MOUNT_SETATTR, mount_fd, b"", flags, ctypes.byref(attr), size), "mount_setattr")
 
 
 def make_all_slave() -> None:
     """mount(2): every mount of the calling thread's namespace receives from, and no longer sends to, its peers."""
-    _check(_libc.mount(None, b"/", None, ctypes.c_ulong(MS_REC | MS_SLAVE), None), "mount", "/")
+    _check(CALLS.mount(None, b"/", None, ctypes.c_ulong(MS_REC | MS_SLAVE), None), "mount", "/")
 
 
 def new_filesystem(
     fstype: str,
     parameters: list[tuple[str, str | None]],
     attributes: int,
-    create: Callable[[Callable[[Calls], int], int], object] | None = None,
+    create: Callable[[int], object] | None = None,
 ) -> int:
     """fsopen, fsconfig and fsmount: a detached mount of a new file system.
 
     ``parameters`` are ``(key, value)``; the value is ``None`` for a flag. ``attributes`` are MOUNT_ATTR_*. ``create``: makes the one call
-    that reads the device, ``create(body, context)``, and raises ``OSError``; without it the call is made here. What the
+    that reads the device, FSCONFIG_CMD_CREATE on the context, and raises ``OSError``; without it the call is made here. What the
     kernel says in the context's log goes into the ``OSError``'s text.
     """
     context = _check(_call(_FSOPEN, fstype.encode(), 1), "fsopen", fstype)
@@ -207,18 +187,11 @@ def new_filesystem(
             raw = None if value is None else os.fsencode(value)
             shown = key if value is None else f"{key}={value}"
             _logged(context, _call(_FSCONFIG, context, command, os.fsencode(key), raw, 0), shown)
-
-        def body(calls: Calls) -> int:
-            done: int = calls.syscall(_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0)
-            return done if done >= 0 else -ctypes.get_errno()
-
         if create is None:
-            result = body(CALLS)
-            if result < 0:
-                raise _with_log(context, -result, "")
+            _logged(context, _call(_FSCONFIG, context, FSCONFIG_CMD_CREATE, None, None, 0), "")
         else:
             try:
-                create(body, context)
+                create(context)
             except OSError as error:
                 if error.errno == errno.ETIMEDOUT:
                     raise
@@ -247,17 +220,17 @@ def _with_log(context: int, code: int, option: str) -> OSError:
 
 def umount2(path: str | bytes, flags: int) -> None:
     """umount2(2)."""
-    _check(_libc.umount2(os.fsencode(path), flags), "umount2", path)
+    _check(CALLS.umount2(os.fsencode(path), flags), "umount2", path)
 
 
 def unshare(flags: int) -> None:
     """unshare(2), for the calling thread alone."""
-    _check(_libc.unshare(flags), "unshare")
+    _check(CALLS.unshare(flags), "unshare")
 
 
 def setns(fd: int, flags: int) -> None:
     """setns(2), for the calling thread alone."""
-    _check(_libc.setns(fd, flags), "setns")
+    _check(CALLS.setns(fd, flags), "setns")
 
 
 class Stat:
@@ -276,12 +249,12 @@ class Stat:
 
 def statx(path: str | bytes, dir_fd: int = AT_FDCWD, *, follow: bool = True) -> Stat:
     """statx(2) with what the kernel has cached (AT_STATX_DONT_SYNC): never waits for a dead server."""
-    flags = 0 if follow else AT_SYMLINK_NOFOLLOW
-    flags |= 0 if path else AT_EMPTY_PATH
-    result = statx_with(CALLS, dir_fd, os.fsencode(path), flags)
-    if isinstance(result, int):
-        raise OSError(-result, f"statx: {os.strerror(-result)}", os.fsdecode(path) or None)
-    return result
+    flags = (0 if follow else AT_SYMLINK_NOFOLLOW) | (0 if path else AT_EMPTY_PATH)
+    flags |= AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT
+    buffer = _Statx()
+    result = CALLS.statx(dir_fd, os.fsencode(path), flags, _STATX_BASIC_AND_MNT_ID, buffer)
+    _check(result, "statx", path)
+    return Stat(buffer)
 
 
 def statx_fields(path: bytes) -> tuple[int, ...] | None:
@@ -295,12 +268,3 @@ def statx_fields(path: bytes) -> tuple[int, ...] | None:
 def shares_files(one: int, other: int) -> bool:
     """kcmp(2): whether two threads share their open files and their root and working directory; ``False`` where that is not known."""
     return all(_syscall(_KCMP, one, other, kind, 0, 0) == 0 for kind in (_KCMP_FILES, _KCMP_FS))
-
-
-def statx_with(calls: Calls, dir_fd: int, path: bytes, flags: int) -> Stat | int:
-    """``statx``: the status, or a negative errno."""
-    buffer = _Statx()
-    flags |= AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT
-    if calls.statx(dir_fd, path, flags, _STATX_BASIC_AND_MNT_ID, buffer) < 0:
-        return -ctypes.get_errno()
-    return Stat(buffer)

@@ -19,8 +19,8 @@ import time
 import tty
 
 from chrootfw.errors import NotSupported, SurvivorError
+from chrootfw.system import children, spawn, syscalls
 from chrootfw.system import isolation as isolations
-from chrootfw.system import spawn, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ class _Relay:
         "inward", "master", "newline", "open", "outward", "replaced", "screen", "sink", "source", "stdin",
         "stdout", "wake",
     )  # fmt: skip
-    child: spawn.Child
+    child: children.Child
 
     def __init__(self, master: int, stdin: int, stdout: int) -> None:
         self.master, self.stdin, self.stdout = master, stdin, stdout
@@ -221,7 +221,7 @@ class _Relay:
                 if fd >= 0:
                     os.close(fd)
 
-    def until_end(self, child: spawn.Child) -> int:
+    def until_end(self, child: children.Child) -> int:
         """Relay until ``child`` has ended; its status as a shell tells it."""
         self.child = child
         try:

@@ -13,7 +13,7 @@ import stat
 import threading
 
 from chrootfw.errors import DiskError, StepError
-from chrootfw.system import deadlines, disks, loops, spawn, syscalls
+from chrootfw.system import deadlines, disks, loops, syscalls
 from chrootfw.system.root import Root
 
 TYPE_CHECKING = False
@@ -195,8 +195,10 @@ def _new(point: MountPoint, source: str, options: Sequence[str], fstype: str, se
     if attributes & syscalls.MOUNT_ATTR_RDONLY and source.startswith("/dev/"):
         parameters.insert(0, ("ro", None))  # the file system too: no journal replay marks, no writes
 
-    def create(body: Callable[[syscalls.Calls], int], context: int) -> int:
-        return deadlines.call(source, lambda: body(spawn.CALLS), seconds=seconds or 0, keep=[context])
+    def create(context: int) -> None:
+        calls = deadlines.alone([context])
+        calls.add("fsconfig", context, syscalls.FSCONFIG_CMD_CREATE, None, None, 0)
+        deadlines.carry_out(source, calls, seconds=seconds or 0)
 
     fd = syscalls.new_filesystem(
         fstype, [("source", source), *parameters], attributes, None if seconds is None else create

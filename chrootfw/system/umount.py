@@ -1,70 +1,78 @@
-"""Taking one mount away (umount(2)), by its mount ID."""
+"""Taking mounts away (umount(2)), by their mount IDs."""
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import itertools
 import os
 
-from chrootfw.system import deadlines, spawn, syscalls
+from chrootfw.system import deadlines, syscalls
+from chrootfw.system.call_lists import UNSET
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from chrootfw.system import mounts
+    from chrootfw.system.call_lists import CallList
 
-_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+#: What the look at a path may say of one that leads elsewhere: hidden below another mount, which must go first, or renamed at this moment.
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE, errno.EAGAIN)
+
+_FLAGS = syscalls.AT_SYMLINK_NOFOLLOW | syscalls.AT_STATX_DONT_SYNC | syscalls.AT_NO_AUTOMOUNT
+_TO_THE_LAST = 0xFFFFFFFF
 
 
-def unmount(root: bytes, mount: mounts.MountEntry, *, seconds: float | None = None) -> bool:
-    """Unmount ``mount``, which is on or below ``root``; ``False`` when its path leads to another mount now.
+def unmount(
+    directory: bytes, entries: Sequence[mounts.MountEntry], *, seconds: float
+) -> tuple[list[int | None], deadlines.Overdue | None]:
+    """Unmount ``entries``, which are all below ``directory`` and not on it, in their order: for each 0, an errno (EBUSY in use), or ``None``
+    when its path leads to another mount now, or its turn has not come.
 
-    The parent directory is opened inside ``root`` without following symlinks, and the mount is taken by
-    its name in there: a symlink put into the path leads nowhere. Never lazy. With ``seconds`` a child does it, which is left behind when it does
-    not come back: ``deadlines.Overdue``. Raises ``OSError`` (EBUSY in use).
+    The parent directory is opened inside ``directory`` without following symlinks, and the mount is taken by its name in there: a symlink put
+    into the path leads nowhere. Never lazy. A child does it, since an unmount may have to write to a device or wait for a server. It is left behind when
+    one call takes longer than ``seconds``; then there is an error too, which names the mount.
     """
-    root_fd = -1
+    base = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        if mount.mount_point != root:
-            root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        if seconds is None:
-            return bool(_raise_for(_unmount(syscalls.CALLS, root_fd, root, mount)))
-        what = f"unmount {os.fsdecode(mount.mount_point)}"
-        keep = [root_fd] if root_fd >= 0 else []
-        return bool(
-            deadlines.call(what, lambda: _unmount(spawn.CALLS, root_fd, root, mount), seconds=seconds, keep=keep)
+        calls = deadlines.alone([base])
+        if base:
+            calls.add("dup3", base, 0, 0)
+        status = calls.room(syscalls.STATX_SIZE).address
+        how = syscalls.OpenHow(
+            os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, 0, syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_SYMLINKS
         )
-    except OSError as error:
-        if error.errno in _NOT_THERE:
-            return False  # hidden below another mount, which must go first
-        raise
+        begins = [_add(calls, entry.mount_point[len(directory) + 1 :], entry.id, how, status) for entry in entries]
+        overdue = None
+        try:
+            deadlines.carry_out("unmount", calls, seconds=seconds)
+        except deadlines.Overdue as error:
+            overdue = error
     finally:
-        if root_fd >= 0:
-            os.close(root_fd)
+        os.close(base)
+    results = calls.results()
+    if overdue is not None:
+        waits = [entry for entry, begin in zip(entries, begins, strict=True) if results[begin] != UNSET]
+        overdue.filename = f"unmount {os.fsdecode(waits[-1].mount_point)}" if waits else "unmount"
+    return [_outcome(results[slice(*steps)]) for steps in itertools.pairwise([*begins, len(results)])], overdue
 
 
-def _unmount(calls: syscalls.Calls, root_fd: int, root: bytes, mount: mounts.MountEntry) -> int:
-    """1 when it is unmounted, 0 when its path leads to another mount, or a negative errno."""
-    directory, name, path = syscalls.AT_FDCWD, root, root
-    if root_fd >= 0:
-        parent, _, name = mount.mount_point[len(root) + 1 :].rpartition(b"/")
-        resolve = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_SYMLINKS
-        directory = syscalls.openat2_with(calls, root_fd, parent or b".", os.O_PATH | os.O_DIRECTORY, resolve)
-        if directory < 0:
-            return directory
-        path = b"/proc/thread-self/fd/%d/%s" % (directory, name)
-    try:
-        status = syscalls.statx_with(calls, directory, name, syscalls.AT_SYMLINK_NOFOLLOW)
-        if isinstance(status, int):
-            return status
-        if status.mnt_id != mount.id:
-            return 0
-        return 1 if calls.umount2(path, syscalls.UMOUNT_NOFOLLOW) == 0 else -ctypes.get_errno()
-    finally:
-        if directory >= 0:
-            calls.close(directory)
+def _add(calls: CallList, path: bytes, mount_id: int, how: ctypes.Structure, status: int) -> int:
+    """The calls for one mount: where they begin in the list. Whichever of them fails, the next mount comes."""
+    parent, _, name = path.rpartition(b"/")
+    text = ctypes.create_string_buffer(name)
+    # What is left of another mount; then 1 is the lowest number that is free.
+    begin = calls.add("close_range", 1, _TO_THE_LAST, 0)
+    calls.add("openat2", 0, parent or b".", how, ctypes.sizeof(how))
+    calls.add("fchdir", 1)
+    calls.add("statx", syscalls.AT_FDCWD, text, _FLAGS, syscalls.STATX_MNT_ID, status)
+    calls.compare(status + syscalls.STATX_MNT_ID_OFFSET, mount_id)
+    calls.add("umount2", text, syscalls.UMOUNT_NOFOLLOW)
+    calls.skip(begin)
+    return begin
 
 
-def _raise_for(result: int) -> int:
-    if result < 0:
-        raise OSError(-result, os.strerror(-result))
-    return result
+def _outcome(results: Sequence[int]) -> int | None:
+    failed = next((-result for result in results if result < 0), 0)
+    return None if failed in (*_NOT_THERE, -UNSET) else failed

@@ -177,13 +177,13 @@ def _be_the_command(argv: Sequence[str], pause: str, place: str) -> None:
     if pause == "begin":
         os.kill(os.getpid(), signal.SIGSTOP)
     elif pause == "clone":
-        attempt = spawn._attempt
+        begin = spawn._begin
 
-        def stop_and_attempt(*arguments: Any) -> Any:
+        def stop_and_begin(*arguments: Any, **how: Any) -> Any:
             os.kill(os.getpid(), signal.SIGSTOP)
-            return attempt(*arguments)
+            return begin(*arguments, **how)
 
-        spawn._attempt = stop_and_attempt
+        spawn._begin = stop_and_begin
     raise SystemExit(cli.main(argv))
 
 

@@ -3,6 +3,7 @@
 Each tree is made in a mount namespace of its own.
 """
 
+import contextlib
 import errno
 import itertools
 import os
@@ -14,10 +15,12 @@ from private_namespace import bind, in_private_namespace, move, needs_root, tmpf
 
 from chrootfw.model import Mount
 from chrootfw.planning.mount_order import check_unmount_order, deepest_first
-from chrootfw.system import mounts, syscalls, umount
+from chrootfw.system import mounts, umount
+from chrootfw.system.call_lists import NUMBERS, CallList
 
 pytestmark = needs_root
 
+AT_FDCWD, AT_REMOVEDIR = -100, 0x200
 MOUNTS_MAX = 40  # recursive binds double a tree
 NO_SUCH_PLACE = (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ELOOP)
 
@@ -119,14 +122,19 @@ def one_round(root):
     entries = {entry.id: entry for entry in mounts.below(root)}
     order = deepest_first([as_mount(root, entry) for entry in entries.values()])
     assert check_unmount_order([as_mount(root, entry) for entry in entries.values()], order) is None
-    done = 0
-    for mount in order:
-        try:
-            done += umount.unmount(root, entries[mount.id])
-        except OSError as error:
-            if error.errno != errno.EBUSY:
-                raise
-    return len(entries), done
+    if not entries:
+        return 0, 0
+    outcomes, overdue = umount.unmount(os.path.dirname(root), [entries[mount.id] for mount in order], seconds=60)
+    assert overdue is None
+    assert set(outcomes) <= {0, None, errno.EBUSY}
+    return len(entries), outcomes.count(0)
+
+
+def unmount(root, entry):
+    """The outcome for one mount."""
+    (outcome,), overdue = umount.unmount(os.path.dirname(root), [entry], seconds=60)
+    assert overdue is None
+    return outcome
 
 
 def tear_down(root):
@@ -219,13 +227,11 @@ def test_a_busy_mount_is_an_error_and_stays(base, where):
             tmpfs(point)
         fd = os.open(point, os.O_RDONLY)
         try:
-            with pytest.raises(OSError, match="busy") as caught:
-                umount.unmount(ground.root, entry_of(point))
-            assert caught.value.errno == errno.EBUSY
+            assert unmount(ground.root, entry_of(point)) == errno.EBUSY
             entry_of(point)
         finally:
             os.close(fd)
-        assert umount.unmount(ground.root, entry_of(point)) is True
+        assert unmount(ground.root, entry_of(point)) == 0
         assert mounts.below(point) == []
 
     on_ground(base, test)
@@ -258,7 +264,7 @@ def test_a_path_that_leads_elsewhere_now_is_left_alone(base, over, then):
                 tmpfs(ground.witness + b"/c")
                 os.symlink(ground.witness, ground.root + b"/a/b")
         before = {entry.id for entry in mounts.table()}
-        assert umount.unmount(ground.root, hidden) is False
+        assert unmount(ground.root, hidden) is None
         assert {entry.id for entry in mounts.table()} == before
         tear_down(ground.root)
         assert os.path.ismount(ground.witness + b"/below")
@@ -270,9 +276,9 @@ def test_a_stacked_root_is_taken_from_its_top(base):
     def test(ground):
         lower = entry_of(ground.root)
         tmpfs(ground.root)
-        assert umount.unmount(ground.root, lower) is False
-        assert umount.unmount(ground.root, entry_of(ground.root)) is True
-        assert umount.unmount(ground.root, lower) is True
+        assert unmount(ground.root, lower) is None
+        assert unmount(ground.root, entry_of(ground.root)) == 0
+        assert unmount(ground.root, lower) == 0
         assert mounts.below(ground.root) == []
 
     on_ground(base, test)
@@ -287,47 +293,51 @@ def test_a_symlink_put_in_the_mounts_place_leads_nowhere(base, moment, monkeypat
         os.makedirs(point)
         tmpfs(point)
         entry = entry_of(point)
-        really = syscalls.statx_with
-
-        def swap():
-            syscalls.umount2(point, 0)
-            os.rmdir(point)
-            os.symlink(ground.witness + b"/below", point)
-
-        def look_then_swap(*arguments, **how):
-            found = really(*arguments, **how)
-            swap()
-            return found
-
-        if moment == "before":
-            swap()
-            assert umount.unmount(ground.root, entry) is False
-        else:
-            monkeypatch.setattr(syscalls, "statx_with", look_then_swap)
-            with pytest.raises(OSError) as caught:
-                umount.unmount(ground.root, entry)
-            assert caught.value.errno == errno.EINVAL
+        swap = [("umount2", point, 0), ("unlinkat", AT_FDCWD, point, AT_REMOVEDIR)]
+        swap.append(("symlinkat", ground.witness + b"/below", AT_FDCWD, point))
+        with swapped_by_the_child(monkeypatch, "fchdir" if moment == "before" else "umount2", swap):
+            assert unmount(ground.root, entry) == (None if moment == "before" else errno.EINVAL)
+        assert os.path.islink(point)
         assert os.path.ismount(ground.witness + b"/below")
 
     on_ground(base, test)
 
 
-def test_a_parent_swapped_while_we_work_leads_nowhere(base, monkeypatch):
+@contextlib.contextmanager
+def swapped_by_the_child(monkeypatch, call, steps):
+    """The child itself does ``steps`` right before its call of that name: no other could meet the race each time."""
+    machine = os.uname().machine
+    add = CallList.add
+
+    def swap_and_add(calls, name, *arguments, **how):
+        if name == call:
+            for step in steps:
+                add(calls, *step)
+        return add(calls, name, *arguments, **how)
+
+    with monkeypatch.context() as patch:
+        for name, (number, elsewhere) in {
+            "unlinkat": (263, 35),
+            "symlinkat": (266, 36),
+            "renameat2": (316, 276),
+        }.items():
+            patch.setitem(NUMBERS, name, number if machine == "x86_64" else elsewhere)
+        patch.setattr(CallList, "add", swap_and_add)
+        yield
+
+
+@pytest.mark.parametrize("moment", ["openat2", "fchdir", "statx", "umount2"])
+def test_a_parent_swapped_while_we_work_leads_nowhere(base, moment, monkeypatch):
     def test(ground):
         point = ground.root + b"/a/below"
         os.makedirs(point)
         tmpfs(point)
         entry = entry_of(point)
-        really = syscalls.statx
-
-        def look_then_swap(*arguments, **how):
-            os.rename(ground.root + b"/a", ground.root + b"/b")
-            os.symlink(ground.witness, ground.root + b"/a")
-            return really(*arguments, **how)
-
-        monkeypatch.setattr(syscalls, "statx", look_then_swap)
-        assert umount.unmount(ground.root, entry) is True
-        assert not os.path.ismount(ground.root + b"/b/below")
+        swap = [("renameat2", AT_FDCWD, ground.root + b"/a", AT_FDCWD, ground.root + b"/b", 0)]
+        swap.append(("symlinkat", ground.witness, AT_FDCWD, ground.root + b"/a"))
+        with swapped_by_the_child(monkeypatch, moment, swap):
+            assert unmount(ground.root, entry) == (None if moment == "openat2" else 0)
+        assert os.path.ismount(ground.root + b"/b/below") == (moment == "openat2")
         assert os.path.ismount(ground.witness + b"/below")
 
     on_ground(base, test)
@@ -343,10 +353,10 @@ def test_a_path_through_a_symlink_is_not_taken(base):
         before = entry_of(point)
         os.rename(ground.root + b"/a", ground.root + b"/b")
         os.symlink(b"b", ground.root + b"/a")
-        assert umount.unmount(ground.root, before) is False
+        assert unmount(ground.root, before) is None
         (now,) = [entry for entry in mounts.below(ground.root) if entry.id == before.id]
         assert now.mount_point == ground.root + b"/b/data"
-        assert umount.unmount(ground.root, now) is True
+        assert unmount(ground.root, now) == 0
 
     on_ground(base, test)
 
@@ -358,7 +368,7 @@ def test_unmounting_keeps_no_file_open(base):
         tmpfs(ground.root + b"/a")
         first = entry_of(ground.root + b"/a")
         tmpfs(ground.root + b"/a")
-        umount.unmount(ground.root, first)
+        unmount(ground.root, first)
         tear_down(ground.root)
         assert os.listdir("/proc/thread-self/fd") == before
 

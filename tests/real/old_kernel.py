@@ -1,11 +1,14 @@
-"""An old kernel, played by the one that runs: what came after Linux 5.14 is refused as 5.14 refuses it.
+"""An old kernel, and a strict one, played by the one that runs: what came after Linux 5.14 is refused as 5.14 refuses it.
 
 ``install`` puts a seccomp filter on the calling process, which all that it starts inherits:
 
 - system calls that are newer give ENOSYS, newer flags of older ones what an unknown flag gives;
+- no memory can be made executable after it was written to, as in a service with MemoryDenyWriteExecute=: EACCES;
 - a mount is attached to a detached tree, or copied out of one, from Linux 6.15 on: EINVAL. Whether a descriptor is in
   a detached tree no filter can see. So move_mount(2) and open_tree(2) are put to a supervisor (seccomp_unotify(2)), a
   process outside of the filter, which looks into /proc.
+
+The machine code of ``chrootfw.system.runner`` is not to be had then: children are forks, as on other processors.
 
 What 5.14 gave in structures in memory (clone3(2)'s flags, statx(2)'s answers) is as the running kernel has it.
 """
@@ -31,6 +34,7 @@ FIRST_NEWER = 448
 LAST_NEWER = 0x3FFFFFFF
 
 PIDFD_SEND_SIGNAL, OPEN_TREE, MOVE_MOUNT, FSCONFIG, PIDFD_OPEN = 424, 428, 429, 431, 434
+MPROTECT, _PROT_EXEC = {"x86_64": 10, "aarch64": 226, "riscv64": 226}, 4
 IOCTL = {"x86_64": 16, "aarch64": 29, "riscv64": 29}
 AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7, "riscv64": 0xC00000F3}
 
@@ -93,6 +97,7 @@ def program(machine: str) -> list[tuple[int, int, int, int]]:
         (FSCONFIG, 1, [(_GREATER, _FSCONFIG_CMD_RECONFIGURE, errno.EOPNOTSUPP)], _ALLOW),
         (PIDFD_OPEN, 1, [(_ANY_BIT, ~_PIDFD_KNOWN, errno.EINVAL)], _ALLOW),
         (PIDFD_SEND_SIGNAL, 3, [(_ANY_BIT, ~0, errno.EINVAL)], _ALLOW),
+        (MPROTECT[machine], 2, [(_ANY_BIT, _PROT_EXEC, errno.EACCES)], _ALLOW),
     ):
         body = [(_LOAD, 0, 0, _ARGUMENTS + 8 * argument)]
         for code, operand, refusal in checks:

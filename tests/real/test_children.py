@@ -12,7 +12,7 @@ import pytest
 
 import chrootfw
 from chrootfw import unmounting
-from chrootfw.system import mounts, spawn
+from chrootfw.system import children, mounts
 
 
 def test_no_verb_leaves_a_child(runtime: chrootfw.Runtime, image: Callable[..., Path]) -> None:
@@ -33,7 +33,7 @@ def test_a_child_on_its_way_to_its_execve_is_waited_for(
     root = runtime.start(web1).root
     device = next(entry.source for entry in mounts.below(os.fsencode(root)))
     fd = os.open(root if what == "the root" else device, os.O_RDONLY | os.O_CLOEXEC)
-    child = spawn.clone(lambda: spawn.CALLS.usleep(2_000_000))
+    child = children.clone(lambda: children.CALLS.usleep(2_000_000))
     os.close(fd)
     waiting = threading.Thread(target=child.wait, args=(60,))
     waiting.start()
@@ -42,7 +42,7 @@ def test_a_child_on_its_way_to_its_execve_is_waited_for(
     finally:
         waiting.join()
         child.close()
-    assert not spawn.copies_are_about()
+    assert not children.copies_are_about()
 
 
 @pytest.mark.parametrize("attempt", ["_one_round", "inventory.unreleased"])
@@ -54,7 +54,7 @@ def test_a_child_that_ends_right_after_it_was_in_the_way_was_in_the_way(
     root = runtime.start(web1).root
     device = next(entry.source for entry in mounts.below(os.fsencode(root)))
     fd = os.open(root if attempt == "_one_round" else device, os.O_RDONLY | os.O_CLOEXEC)
-    child = spawn.clone(lambda: spawn.CALLS.usleep(60_000_000))
+    child = children.clone(lambda: children.CALLS.usleep(60_000_000))
     os.close(fd)
     place, name = (unmounting.inventory, "unreleased") if "." in attempt else (unmounting, attempt)
     real = getattr(place, name)
@@ -79,15 +79,15 @@ def test_two_threads_that_look_at_once_close_a_child_once(monkeypatch: pytest.Mo
     """The second close would be that of a stranger's descriptor."""
     closed: list[object] = []
 
-    class Ended(spawn.Child):
+    class Ended(children.Child):
         def wait(self, seconds: float | None) -> int | None:  # noqa: ARG002
-            spawn.reap()  # what another thread does at this very moment
+            children.reap()  # what another thread does at this very moment
             return 0
 
         def close(self) -> None:
             closed.append(self)
 
-    monkeypatch.setattr(spawn, "_left", [])
-    spawn.leave(Ended(1, -1))
+    monkeypatch.setattr(children, "_left", [])
+    children.leave(Ended(1, -1))
     assert len(closed) == 1
-    assert not spawn._left
+    assert not children._left

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pty
 import signal
@@ -15,6 +16,8 @@ from kernelview import is_running, wait_until
 import chrootfw
 
 MakeChroot = Callable[..., Chroot]
+
+_PR_GET_DUMPABLE = 3
 
 
 @pytest.fixture
@@ -208,3 +211,15 @@ def test_run_in_what_is_not_started(web1: Chroot) -> None:
 def test_large_output_is_whole(started: Chroot) -> None:
     done = started.runtime.run("web1", ["/bin/dd", "if=/dev/zero", "bs=1M", "count=16"], capture_output=True)
     assert len(done.stdout) == 16 << 20
+
+
+def test_no_child_changes_what_the_program_may(started: Chroot, make_chroot: MakeChroot) -> None:
+    """A child that shares memory would make the whole program one that nobody may trace, by its new user alone."""
+    libc = ctypes.CDLL(None)
+    assert libc.prctl(_PR_GET_DUMPABLE) == 1
+    started.runtime.run("web1", ["/bin/true"], user="web", check=True)
+    hardened = make_chroot("web2", hardened=True, hardened_namespaces=["pid"])
+    runtime = chrootfw.Runtime(discover=True, run_dir=started.runtime.run_dir, config_dir=started.runtime.config_dir)
+    runtime.start(hardened.name)
+    runtime.run(hardened.name, ["/bin/true"], check=True)
+    assert libc.prctl(_PR_GET_DUMPABLE) == 1

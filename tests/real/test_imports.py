@@ -13,9 +13,10 @@ _ALWAYS = {"chrootfw", "errors", "planning", "planning.paths", "cli"}
 _LOOKING = _ALWAYS | {
     "intents", "inventory", "system", "system.cgroups", "system.mounts", "system.processes", "system.store", "views",
 }  # fmt: skip
-_CALLS = {"planning.privileges", "system.deadlines", "system.isolation", "system.spawn", "system.syscalls"}
+_CALLS = {"system.call_lists", "system.children", "system.deadlines", "system.runner", "system.syscalls"}
+_SPAWNING = {"planning.privileges", "system.isolation", "system.spawn"}
 _ENTERING = {"entering", "system.root", "system.users"}
-_VERB = _LOOKING | _CALLS | _ENTERING | {
+_VERB = _LOOKING | _CALLS | _SPAWNING | _ENTERING | {
     "config", "debts", "deprecated", "hook_calls", "hookspecs", "installed", "interrupts", "jobs", "killing", "log", "model",
     "mounting", "planning.kill_plan", "planning.mount_order", "planning.transitions", "plugins", "runtime", "scripts",
     "stages", "starting", "system.keeper", "system.namespaces", "stopping", "system.disks", "system.holders", "system.loops", "system.trees", "system.umount",
@@ -28,7 +29,7 @@ EXPECTED = {
     "list": _LOOKING | {"display"},
     "info web1": _LOOKING | _CALLS | {"display", "system.disks", "system.holders", "system.loops", "system.sock_diag"},
     "ps web1": _LOOKING | _CALLS | {"display", "system.disks", "system.holders", "system.loops", "system.sock_diag"},
-    "exec web1 -- /bin/true": _LOOKING | _CALLS | _ENTERING,
+    "exec web1 -- /bin/true": _LOOKING | _CALLS | _SPAWNING | _ENTERING,
     "stop web1": _VERB,
     "start web1": _VERB,
 }
@@ -69,7 +70,7 @@ def test_a_verb_imports_what_it_needs(verb: str, web1: driving.Chroot, cli: driv
     ours = {name.removeprefix("chrootfw.") for name in modules if name.partition(".")[0] == "chrootfw"}
     expected = EXPECTED[verb]
     if tracking == "root" and "inventory" in expected:  # own processes are found by their root directory: statx(2)
-        expected = expected | {"planning.privileges", "system.holders", "system.syscalls"}
+        expected = expected | {"system.holders", "system.syscalls"}
     assert ours - expected == set()
     unneeded = NEVER | (NOT_QUICKLY if "chrootfw.plugins" not in modules else set())
     assert modules & (unneeded - ({"datetime"} if "tomllib" in modules else set())) == set()

@@ -11,7 +11,7 @@ import pytest
 
 #: Makes the raw calls; prints a line for each: its name, and the error's name or ``ok``.
 PROBE = """
-import ctypes, errno, os, sys
+import ctypes, errno, mmap, os, sys
 
 sys.path[:0] = sys.argv[1:]
 import old_kernel
@@ -49,13 +49,16 @@ print("beneath", errors_of(call(429, trees[2], b"", inside, b"", 0x244)))
 pidfd = os.pidfd_open(os.getpid())
 print("pidfd", errors_of(call(424, pidfd, 0, None, 0)))
 print("pidfd-of-thread", errors_of(call(434, os.getpid(), 0x80)))
+memory = mmap.mmap(-1, 4096)
+page = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(memory)))
+print("executable", errors_of(lambda: libc.mprotect(page, 4096, mmap.PROT_READ | mmap.PROT_EXEC)))
 print("pidfd-signal-flag", errors_of(call(424, pidfd, 0, None, 1)))
 """
 
 REFUSED = {
     "listmount": "ENOSYS", "statmount": "ENOSYS", "cachestat": "ENOSYS", "newest": "ENOSYS",
     "attach-to-detached": "EINVAL", "attach-to-detached-by-name": "EINVAL", "copy-of-detached": "EINVAL",
-    "beneath": "EINVAL", "pidfd-of-thread": "EINVAL", "pidfd-signal-flag": "EINVAL",
+    "beneath": "EINVAL", "pidfd-of-thread": "EINVAL", "pidfd-signal-flag": "EINVAL", "executable": "EACCES",
 }  # fmt: skip
 ALLOWED = ("copy-of-attached", "attach", "attach-in-attached", "attach-by-path", "pidfd")
 

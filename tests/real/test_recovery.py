@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import struct
 import subprocess
 import uuid
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from driving import Chroot, Cli
 from kernelview import is_running, mount_table, mounts_below, wait_until
 
 import chrootfw
-from chrootfw.system import deadlines, spawn
+from chrootfw.system import children, deadlines
 
 MakeChroot = Callable[..., Chroot]
 
@@ -392,23 +393,21 @@ def test_a_directory_that_a_failed_start_cannot_remove_is_told(
 def test_a_call_that_is_given_up_is_not_killed_in_its_middle(monkeypatch: pytest.MonkeyPatch) -> None:
     """An ext4 whose mount(2) is killed is left marked as to be recovered, which nobody undoes."""
     said, tell = os.pipe()
-    ready = deadlines._ready
-    asked: list[int] = []
+    wait = children.Child.wait
+    waited: list[float | None] = []
 
-    def fails(fd: int, seconds: float) -> bool:
-        asked.append(fd)
-        if len(asked) == 2:  # the child has begun
+    def fails(child: children.Child, seconds: float | None) -> int | None:
+        waited.append(seconds)
+        if len(waited) == 1:
             raise OSError(28, "No space left on device")
-        return ready(fd, seconds)
+        return wait(child, seconds)
 
-    def body() -> int:
-        spawn.CALLS.usleep(100_000)
-        spawn.CALLS.write(tell, b"done", 4)
-        return 0
-
-    monkeypatch.setattr(deadlines, "_ready", fails)
+    calls = deadlines.alone([tell])
+    calls.add("nanosleep", struct.pack("=qq", 0, 100_000_000), None)
+    calls.add("write", tell, b"done", 4)
+    monkeypatch.setattr(children.Child, "wait", fails)
     with pytest.raises(OSError, match="No space left"):
-        deadlines.call("something", body, seconds=10, keep=[tell])
+        deadlines.carry_out("something", calls, seconds=10)
     os.close(tell)
     assert os.read(said, 16) == b"done"
     os.close(said)

@@ -78,12 +78,12 @@ if job["fault"] == "bug":
         raise RuntimeError
     terminal._Relay._write_out = write_out
 elif job["fault"] == "survivor":
-    kill, calls = terminal.spawn.Child.kill, []
+    kill, calls = terminal.children.Child.kill, []
     def unheard(self, signum=signal.SIGKILL):
         calls.append(signum)
         if len(calls) > 6:  # TERM, HUP, KILL, each with CONT
             kill(self, signum)
-    terminal.spawn.Child.kill = unheard
+    terminal.children.Child.kill = unheard
 
 said = {}
 def call():

@@ -22,6 +22,9 @@ FLOORS = (
     (
         "system",
         "system.syscalls",
+        "system.runner",
+        "system.call_lists",
+        "system.children",
         "system.isolation",
         "system.spawn",
         "system.deadlines",
