@@ -174,8 +174,8 @@ class Survey:
                 usual = holders.root_mount(os.getpid())
                 entry = mounts.by_id(self.raw_table, usual)
                 is_outside = entry is None or self._name_at(entry) is None
-                for pid in processes.all_pids():
-                    mount_id = holders.root_mount(pid)
+                pids = processes.all_pids()
+                for pid, mount_id in zip(pids, holders.root_mounts(pids), strict=True):
                     if mount_id == usual and is_outside:  # nearly all: no need to look for copies of the mounts
                         continue
                     if owner := self._owner(pid, mount_id):
@@ -202,12 +202,13 @@ class Survey:
     def _copies_in(self, pid: int) -> dict[int, str]:
         """The mounts in a process's mount namespace that are copies of an instance's, by ID."""
         if self._origins is None:
-            ours = {entry.id for entries in self.entries.values() for entry in entries}
-            taken = {(e.dev, e.root) for e in mounts.parse(self.raw_table) if e.id not in ours}
             places = {(e.dev, e.root): name for name, entries in self.entries.items() for e in entries}
+            ours = {entry.id for entries in self.entries.values() for entry in entries}
+            there = mounts.of_devices(self.raw_table, {device for device, _ in places})
+            taken = {(e.dev, e.root) for e in there if e.id not in ours}
             self._origins = {place: name for place, name in places.items() if place not in taken}
         try:
-            table = mounts.parse(mounts.read_table(pid))
+            table = mounts.of_devices(mounts.read_table(pid), {device for device, _ in self._origins})
         except OSError:
             return {}
         return {e.id: self._origins[e.dev, e.root] for e in table if (e.dev, e.root) in self._origins}
@@ -290,8 +291,7 @@ def disks_of(entries: Sequence[mounts.MountEntry]) -> list[dict[str, Any]]:
     Only what is mounted on the root alone, and nowhere outside the instance: a bind of the host's own file system has
     the host's device, and everybody uses that.
     """
-    ours = {entry.id for entry in entries}
-    elsewhere = {entry.dev for entry in mounts.table() if entry.id not in ours}
+    elsewhere = _devices_outside(entries)
     return [
         {"kind": "block", "path": os.fsdecode(entry.source), "file": [0, 0], "devices": [entry.dev]}
         for entry in entries[:1]
@@ -420,9 +420,15 @@ def find_holders(
 
 def exclusive_devices(entries: Sequence[mounts.MountEntry], intent: dict[str, Any] | None) -> set[int]:
     """The devices that are the instance's alone: its disk's, its in-memory file systems'; never the host's."""
+    own = disk_devices(intent["disks"] if intent else disks_of(entries))
+    return own | ({entry.dev for entry in entries} - _devices_outside(entries))
+
+
+def _devices_outside(entries: Sequence[mounts.MountEntry]) -> set[int]:
+    """The devices out of those of some mounts that other mounts have too."""
     ours = {entry.id for entry in entries}
-    outside = {entry.dev for entry in mounts.table() if entry.id not in ours}
-    return disk_devices(intent["disks"] if intent else disks_of(entries)) | ({e.dev for e in entries} - outside)
+    same = mounts.of_devices(mounts.read_table(), {entry.dev for entry in entries})
+    return {entry.dev for entry in same if entry.id not in ours}
 
 
 def disk_devices(recorded: Iterable[dict[str, Any]]) -> set[int]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 
-from chrootfw.system import mounts, syscalls
-from chrootfw.system.processes import all_pids, command, namespace, user
+from chrootfw.system import mounts, statuses, syscalls
+from chrootfw.system.processes import all_pids, command, namespace, read, user
 from chrootfw.views import Process
 
 TYPE_CHECKING = False
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 _BLOCK, _SOCKET = 0o060000, 0o140000  # of st_mode (inode(7))
+#: So many processes are looked at together: what is found of one is a moment old when its name is asked for.
+_AT_ONCE = 32
 #: The links of /proc/PID/task where there is one thread: one for each, two of every directory.
 _ONE_THREAD = 3
 
@@ -30,25 +32,27 @@ def rooted(mount_ids: Mapping[int, str]) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {}
     if not mount_ids:
         return found  # no mounts means no users, never all
-    for pid in all_pids():
-        mount_id = root_mount(pid)
+    pids = all_pids()
+    for pid, mount_id in zip(pids, root_mounts(pids), strict=True):
         if mount_id in mount_ids:
             found.setdefault(mount_ids[mount_id], []).append(pid)
     return found
 
 
+def root_mounts(pids: Sequence[int]) -> list[int]:
+    """The ID of the mount that the root directory of each process is on, -1 for who is gone."""
+    found = statuses.mount_ids([b"/proc/%d/root" % pid for pid in pids])
+    for index, mount_id in enumerate(found):
+        if mount_id < 0:  # gone, a zombie, or only its first thread has ended
+            base = b"/proc/%d/task" % pids[index]
+            threads = statuses.mount_ids([b"%b/%b/root" % (base, thread) for thread in _names_in(base)])
+            found[index] = max(threads, default=-1)
+    return found
+
+
 def root_mount(pid: int) -> int:
-    """The ID of the mount that its root directory is on, -1 when it is gone."""
-    base = b"/proc/%d" % pid
-    status = syscalls.statx_fields(base + b"/root")
-    if status:
-        return status[-1]
-    # Gone, a zombie, or only its first thread has ended.
-    for thread in _names_in(base + b"/task"):
-        status = syscalls.statx_fields(b"%b/task/%b/root" % (base, thread))
-        if status:
-            return status[-1]
-    return -1
+    """``root_mounts`` for one."""
+    return root_mounts([pid])[0]
 
 
 class Held:
@@ -58,19 +62,17 @@ class Held:
     instance uses; a directory instance's file system is the host's, so its device is not among them.
     """
 
-    __slots__ = ("_numbers", "devices", "ids", "marks", "root")
+    __slots__ = ("devices", "ids", "marks", "packed", "root")
 
     def __init__(self, entries: Sequence[mounts.MountEntry], root: str, devices: Iterable[int] = ()) -> None:
         self.ids = {entry.id for entry in entries}
         self.root = os.fsencode(root)
         self.devices = frozenset(devices)
-        self._numbers = {(os.major(dev), os.minor(dev)) for dev in self.devices}
+        numbers = [(os.major(dev), os.minor(dev)) for dev in self.devices]
+        #: The devices as ``statuses`` has them.
+        self.packed = frozenset(statuses.packed(*each) for each in numbers)
         #: One of these stands in /proc/PID/maps when something of it is mapped.
-        self.marks = (self.root, *(b" %02x:%02x " % numbers for numbers in self._numbers))
-
-    def has(self, numbers: Sequence[int]) -> bool:
-        """Whether a device, given by major and minor number, is the instance's alone."""
-        return tuple(numbers) in self._numbers
+        self.marks = (self.root, *(b" %02x:%02x " % each for each in numbers))
 
 
 def find(
@@ -91,20 +93,22 @@ def find(
     copies: dict[int, bool] = {here: False}
     late: list[tuple[int, int]] = []
     pids = all_pids() if only is None else list(only)
-    spaces = {pid: namespace(pid) for pid in pids}
+    spaces = namespaces(pids)
     for pid, space in spaces.items():
         if space and space not in copies:
             copied = _copies(pid, held.devices)
             copies[space] = bool(copied)
             ids |= copied
-    for pid in pids:
-        if pid in own:
-            continue
-        tie = _tie(pid, ids, held, sockets, devices_too=devices_too)
-        if tie:
-            found[pid] = Process(pid, command(pid), user(pid), *tie)
-        elif copies.get(spaces[pid]):
-            late.append((pid, spaces[pid]))
+    others = [pid for pid in pids if pid not in own]
+    for at in range(0, len(others), _AT_ONCE):
+        some = others[at : at + _AT_ONCE]
+        ties = _ties(some, ids, held, sockets, devices_too=devices_too)
+        for pid in some:
+            tie = ties.get(pid) or _mapping(pid, ids, held)
+            if tie:
+                found[pid] = Process(pid, command(pid), user(pid), *tie)
+            elif copies.get(spaces[pid]):
+                late.append((pid, spaces[pid]))
     for pid, space in late:
         found[pid] = Process(
             pid, command(pid), user(pid), "namespace", f"mount namespace {space} has a copy of the mounts"
@@ -114,29 +118,42 @@ def find(
     return list(found.values())
 
 
-def _tie(
-    pid: int, ids: set[int], held: Held, sockets: Mapping[int, str], *, devices_too: bool
-) -> tuple[str, str] | None:
-    """Why a process is tied to the instance, and by what; ``None`` if it is not."""
-    bases = _bases(pid)
-    for base in bases:
-        for link, why in ((b"/root", "root"), (b"/cwd", "cwd"), (b"/exe", "map")):
-            status = syscalls.statx_fields(base + link)
-            if status and status[-1] in ids:
-                return why, _readlink(base + link)
-    for base in bases:
-        directory = base + b"/fd"
-        for fd in _names_in(directory):
-            status = syscalls.statx_fields(b"%b/%b" % (directory, fd))
-            if status is None:
-                continue
-            _, mode, inode, *numbers, mount_id = status
-            kind = mode & 0o170000
-            if mount_id in ids or held.has(numbers[2:]) or (devices_too and kind == _BLOCK and held.has(numbers[:2])):
-                return "fd", _readlink(b"%b/%b" % (directory, fd))
-            if kind == _SOCKET and inode in sockets:
-                return "socket", sockets[inode]
-    return _mapping(pid, ids, held)
+def _ties(
+    pids: Iterable[int], ids: set[int], held: Held, sockets: Mapping[int, str], *, devices_too: bool
+) -> dict[int, tuple[str, str]]:
+    """Why processes are tied to the instance, and by what; mappings are not looked at."""
+    looks: list[tuple[int, str]] = []
+    paths: list[bytes] = []
+    for pid in pids:
+        bases = _bases(pid)
+        for base in bases:
+            paths += (base + b"/root", base + b"/cwd", base + b"/exe")
+            looks += ((pid, "root"), (pid, "cwd"), (pid, "map"))
+        for base in bases:
+            names = _names_in(base + b"/fd")
+            paths += [b"%b/fd/%b" % (base, name) for name in names]
+            looks += [(pid, "fd")] * len(names)
+    found: dict[int, tuple[str, str]] = {}
+    for (pid, why), path, status in zip(looks, paths, statuses.statuses(paths), strict=True):
+        if status is None or pid in found:
+            continue
+        mode, inode, device_file, device, mount_id = status
+        if mount_id in ids:
+            found[pid] = why, _readlink(path)
+        elif why != "fd":
+            continue
+        elif device in held.packed or (devices_too and device_file in held.packed and mode & 0o170000 == _BLOCK):
+            found[pid] = why, _readlink(path)
+        elif inode in sockets and mode & 0o170000 == _SOCKET:
+            found[pid] = "socket", sockets[inode]
+    return found
+
+
+def namespaces(pids: Iterable[int]) -> dict[int, int]:
+    """The inode that names the mount namespace of each process, 0 for who is gone."""
+    pids = list(pids)
+    found = statuses.statuses([b"/proc/%d/ns/mnt" % pid for pid in pids])
+    return {pid: status[1] if status else 0 for pid, status in zip(pids, found, strict=True)}
 
 
 def _bases(pid: int) -> list[bytes]:
@@ -154,11 +171,7 @@ def _bases(pid: int) -> list[bytes]:
 
 def _mapping(pid: int, ids: set[int], held: Held) -> tuple[str, str] | None:
     """A file mapped into memory, its descriptor closed: first by the text of maps, then sure by mount ID."""
-    try:
-        with open(f"/proc/{pid}/maps", "rb", buffering=0) as file:
-            text = file.readall()
-    except OSError:
-        return None
+    text = read(f"/proc/{pid}/maps")
     if not any(mark in text for mark in held.marks):
         return None
     for line in text.split(b"\n"):
@@ -166,7 +179,7 @@ def _mapping(pid: int, ids: set[int], held: Held) -> tuple[str, str] | None:
         if len(fields) < 6 or not fields[5].startswith(b"/"):
             continue
         major, _, minor = fields[3].partition(b":")
-        exclusive = held.has((int(major, 16), int(minor, 16)))
+        exclusive = statuses.packed(int(major, 16), int(minor, 16)) in held.packed
         if not exclusive and held.root not in fields[5]:
             continue
         start, _, end = fields[0].partition(b"-")
@@ -181,7 +194,7 @@ def _copies(pid: int, devices: frozenset[int]) -> set[int]:
     if not devices:
         return set()
     try:
-        return {entry.id for entry in mounts.parse(mounts.read_table(pid)) if entry.dev in devices}
+        return {entry.id for entry in mounts.of_devices(mounts.read_table(pid), devices)}
     except OSError:
         return set()
 

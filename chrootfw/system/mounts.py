@@ -182,6 +182,11 @@ def of_device(raw: bytes, device: int) -> list[MountEntry]:
     return [entry for line in _lines_with(raw, needle) if (entry := parse_line(line)).dev == device]
 
 
+def of_devices(raw: bytes, devices: Iterable[int]) -> list[MountEntry]:
+    """``of_device`` for several."""
+    return [entry for device in devices for entry in of_device(raw, device)]
+
+
 def on_several_devices(raw: bytes) -> list[MountEntry]:
     """The mounts of file systems that are on block devices without having the number of one, such as btrfs."""
     found = [parse_line(line) for line in _lines_with(raw, b" /dev/") if line.split(b" ", 3)[2].startswith(b"0:")]

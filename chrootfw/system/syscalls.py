@@ -81,7 +81,7 @@ RESOLVE_CACHED = 0x20  # 5.12
 _FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING, FSCONFIG_CMD_CREATE = 0, 1, 6
 
 STATX_MNT_ID = 0x1000
-_STATX_BASIC_AND_MNT_ID = 0x07FF | STATX_MNT_ID
+STATX_BASIC_AND_MNT_ID = 0x07FF | STATX_MNT_ID
 #: struct statx, and of it: uid, mode, ino, rdev and dev as major and minor, mnt_id.
 STATX_SIZE, STATX_MNT_ID_OFFSET = 256, 144
 _Statx = ctypes.c_char * STATX_SIZE
@@ -252,7 +252,7 @@ def statx(path: str | bytes, dir_fd: int = AT_FDCWD, *, follow: bool = True) -> 
     flags = (0 if follow else AT_SYMLINK_NOFOLLOW) | (0 if path else AT_EMPTY_PATH)
     flags |= AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT
     buffer = _Statx()
-    result = CALLS.statx(dir_fd, os.fsencode(path), flags, _STATX_BASIC_AND_MNT_ID, buffer)
+    result = CALLS.statx(dir_fd, os.fsencode(path), flags, STATX_BASIC_AND_MNT_ID, buffer)
     _check(result, "statx", path)
     return Stat(buffer)
 
@@ -260,7 +260,7 @@ def statx(path: str | bytes, dir_fd: int = AT_FDCWD, *, follow: bool = True) -> 
 def statx_fields(path: bytes) -> tuple[int, ...] | None:
     """``statx`` for who looks at thousands of paths: uid, mode, ino, rdev and dev as major and minor, mnt_id; ``None`` for an error."""
     buffer = _Statx()
-    if CALLS.statx(AT_FDCWD, path, AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT, _STATX_BASIC_AND_MNT_ID, buffer) < 0:
+    if CALLS.statx(AT_FDCWD, path, AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT, STATX_BASIC_AND_MNT_ID, buffer) < 0:
         return None
     return _STATX_FIELDS.unpack_from(buffer)
 

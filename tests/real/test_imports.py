@@ -19,7 +19,7 @@ _ENTERING = {"entering", "system.root", "system.users"}
 _VERB = _LOOKING | _CALLS | _SPAWNING | _ENTERING | {
     "config", "debts", "deprecated", "hook_calls", "hookspecs", "installed", "interrupts", "jobs", "killing", "log", "model",
     "mounting", "planning.kill_plan", "planning.mount_order", "planning.transitions", "plugins", "runtime", "scripts",
-    "stages", "starting", "system.keeper", "system.namespaces", "stopping", "system.disks", "system.holders", "system.loops", "system.trees", "system.umount",
+    "stages", "starting", "system.keeper", "system.namespaces", "stopping", "system.disks", "system.holders", "system.statuses", "system.loops", "system.trees", "system.umount",
     "unmounting",
 }  # fmt: skip
 
@@ -27,8 +27,12 @@ _VERB = _LOOKING | _CALLS | _SPAWNING | _ENTERING | {
 EXPECTED = {
     "--version": _ALWAYS,
     "list": _LOOKING | {"display"},
-    "info web1": _LOOKING | _CALLS | {"display", "system.disks", "system.holders", "system.loops", "system.sock_diag"},
-    "ps web1": _LOOKING | _CALLS | {"display", "system.disks", "system.holders", "system.loops", "system.sock_diag"},
+    "info web1": _LOOKING
+    | _CALLS
+    | {"display", "system.disks", "system.holders", "system.loops", "system.sock_diag", "system.statuses"},
+    "ps web1": _LOOKING
+    | _CALLS
+    | {"display", "system.disks", "system.holders", "system.loops", "system.sock_diag", "system.statuses"},
     "exec web1 -- /bin/true": _LOOKING | _CALLS | _SPAWNING | _ENTERING,
     "stop web1": _VERB,
     "start web1": _VERB,
@@ -70,7 +74,13 @@ def test_a_verb_imports_what_it_needs(verb: str, web1: driving.Chroot, cli: driv
     ours = {name.removeprefix("chrootfw.") for name in modules if name.partition(".")[0] == "chrootfw"}
     expected = EXPECTED[verb]
     if tracking == "root" and "inventory" in expected:  # own processes are found by their root directory: statx(2)
-        expected = expected | {"system.holders", "system.syscalls"}
+        expected = expected | {
+            "system.holders",
+            "system.syscalls",
+            "system.statuses",
+            "system.runner",
+            "system.call_lists",
+        }
     assert ours - expected == set()
     unneeded = NEVER | (NOT_QUICKLY if "chrootfw.plugins" not in modules else set())
     assert modules & (unneeded - ({"datetime"} if "tomllib" in modules else set())) == set()

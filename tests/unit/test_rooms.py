@@ -39,6 +39,7 @@ FLOORS = (
         "system.sock_diag",
         "system.umount",
         "system.processes",
+        "system.statuses",
         "system.holders",
         "system.users",
         "system.trees",

@@ -1,0 +1,115 @@
+"""statx(2) of many files at once: who looks at all processes of a machine asks for tens of thousands.
+
+What the kernel has cached, as ``syscalls.statx``: nothing here waits for a file system.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import struct
+
+from chrootfw.system import call_lists, runner, syscalls
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    #: mode, inode, device of a device file and device as ``packed``, mount ID.
+    Status = tuple[int, int, int, int, int]
+
+_FLAGS = syscalls.AT_STATX_DONT_SYNC | syscalls.AT_NO_AUTOMOUNT
+#: So many at a time, and so many bytes for each path: ``/proc/PID/task/TID/fd/N`` has 48 at most.
+_ONCE, _PATH = 512, 64
+_STEP, _ANSWER = 10, syscalls.STATX_SIZE // 8  # in words of eight bytes
+_END, _STATX = -1, call_lists.NUMBERS["statx"]
+
+
+def packed(major: int, minor: int) -> int:
+    """A device number as struct statx has it, in one word."""
+    return major | minor << 32
+
+
+class _Batch:
+    """A list of ``_ONCE`` calls and the room for their paths and answers. Made once: only the paths change."""
+
+    def __init__(self) -> None:
+        rooms = [mmap.mmap(-1, size) for size in ((_ONCE * _STEP + 1) * 8, _ONCE * _PATH, _ONCE * _ANSWER * 8)]
+        self.table, self.paths, answers = rooms
+        self.first, paths, answer = (ctypes.addressof(ctypes.c_char.from_buffer(room)) for room in rooms)
+        words: list[int] = []
+        for number in range(_ONCE):
+            after = self.first + (number + 1) * _STEP * 8
+            where = answer + number * _ANSWER * 8
+            path = paths + number * _PATH
+            words += (_STATX, syscalls.AT_FDCWD, path, _FLAGS, syscalls.STATX_BASIC_AND_MNT_ID, where, 0, 0, after, 0)
+        struct.pack_into(f"={len(words)}q", self.table, 0, *words)
+        self.words = memoryview(self.table).cast("q")
+        self.answers = memoryview(answers).cast("Q")
+        self.modes = memoryview(answers).cast("H")
+
+    def look(self, paths: Sequence[bytes]) -> int:
+        """Ask for at most ``_ONCE`` paths; how many they are."""
+        count = len(paths)
+        self.paths[: count * _PATH] = b"".join([path.ljust(_PATH, b"\0") for path in paths])
+        self.words[count * _STEP] = _END
+        assert runner.run is not None
+        runner.run(self.first)
+        if count < _ONCE:
+            self.words[count * _STEP] = _STATX
+        return count
+
+    def of(self, count: int, word: int) -> list[int]:
+        """One word of each answer."""
+        return self.answers[word : count * _ANSWER : _ANSWER].tolist()
+
+    def failures(self, count: int) -> list[int]:
+        """What the calls returned."""
+        return self.words[9 : count * _STEP : _STEP].tolist()
+
+
+#: Those that no thread uses at the moment.
+_batches: list[_Batch] = []
+
+
+def _looks(paths: Sequence[bytes]) -> Iterator[tuple[_Batch, int]]:
+    try:
+        batch = _batches.pop()
+    except IndexError:
+        batch = _Batch()
+    try:
+        for at in range(0, len(paths), _ONCE):
+            yield batch, batch.look(paths[at : at + _ONCE])
+    finally:
+        _batches.append(batch)
+
+
+def mount_ids(paths: Sequence[bytes]) -> list[int]:
+    """The ID of the mount that each is on, -1 where it cannot be looked at."""
+    if runner.run is None:
+        return [status[-1] if (status := syscalls.statx_fields(path)) else -1 for path in paths]
+    found: list[int] = []
+    for batch, count in _looks(paths):
+        pairs = zip(batch.of(count, 18), batch.failures(count), strict=True)
+        found += [-1 if failed else mount_id for mount_id, failed in pairs]
+    return found
+
+
+def statuses(paths: Sequence[bytes]) -> list[Status | None]:
+    """``Status`` of each, ``None`` where it cannot be looked at."""
+    found: list[Status | None] = []
+    if runner.run is None:
+        for path in paths:
+            status = syscalls.statx_fields(path)
+            if status is None:
+                found.append(None)
+            else:
+                _, mode, inode, *numbers, mount_id = status
+                found.append((mode, inode, packed(*numbers[:2]), packed(*numbers[2:]), mount_id))
+        return found
+    for batch, count in _looks(paths):
+        columns = [batch.of(count, word) for word in (4, 16, 17, 18)]
+        modes = batch.modes[14 : count * _ANSWER * 4 : _ANSWER * 4].tolist()
+        rows = zip(modes, *columns, strict=True)
+        found += [None if failed else row for row, failed in zip(rows, batch.failures(count), strict=True)]
+    return found
