@@ -10,8 +10,9 @@ import errno
 import os
 import stat
 import sys
+import time
 
-from chrootfw.system import call_lists, children, syscalls
+from chrootfw.system import call_lists, children, mounts, syscalls
 from chrootfw.system.call_lists import CallList
 
 TYPE_CHECKING = False
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 _AT_STATX_FORCE_SYNC = 0x2000
 _TO_THE_LAST = 0xFFFFFFFF
+
+#: How often a child is looked at, for calls that have returned, within the time that one of them may take.
+_LOOKS = 10
 
 #: Seconds for a child to finish what it has begun when nobody wants its answer any more.
 _FINISHES = 1.0
@@ -58,12 +62,7 @@ def carry_out(what: str, calls: CallList, *, seconds: float) -> None:
     """
     child = children.begin(calls)
     try:
-        progress = 0
-        while child.wait(seconds) is None:
-            done = len(calls.names) - calls.results().count(call_lists.UNSET)
-            if done == progress:
-                break
-            progress = done
+        _wait(child, calls, seconds)
     except BaseException:
         try:
             child.wait(_FINISHES)  # ext4 that is killed in its mount(2) stays marked as to be recovered
@@ -80,6 +79,19 @@ def carry_out(what: str, calls: CallList, *, seconds: float) -> None:
         if not stopped[1]:
             raise OSError(errno.ECHILD, "the process that was to do it was ended", what)
         raise OSError(stopped[1], os.strerror(stopped[1]), what)
+
+
+def _wait(child: children.Child, calls: CallList, seconds: float) -> None:
+    """Until its end, or until no call has returned for so long."""
+    looked = since = time.monotonic()
+    progress = 0
+    while child.wait(seconds / _LOOKS) is None:
+        done = len(calls.names) - calls.results().count(call_lists.UNSET)
+        if done != progress:
+            progress, since = done, looked  # at some time since then
+        looked = time.monotonic()
+        if looked >= since + seconds:
+            return
 
 
 def check_answers(path: str, *, seconds: float) -> None:
@@ -130,14 +142,14 @@ def is_local(path: str) -> bool:
         return False
     try:
         status = syscalls.statx("", fd)
+        return os.major(status.dev) != 0 or _fstype(fd, status.mnt_id) in _LOCAL
     finally:
         os.close(fd)
-    return os.major(status.dev) != 0 or _fstype(status.mnt_id) in _LOCAL
 
 
-def _fstype(mount_id: int) -> bytes:
-    with open("/proc/thread-self/mountinfo", "rb") as file:
-        for line in file:
-            if line.startswith(b"%d " % mount_id):
-                return line.partition(b" - ")[2].split(b" ")[0]
-    return b""
+def _fstype(fd: int, mount_id: int) -> bytes:
+    found = syscalls.fstype(fd)
+    if found is None:
+        entry = mounts.by_id(mounts.read_table(), mount_id)
+        found = entry.fstype if entry else b""
+    return found

@@ -10,6 +10,7 @@ import ctypes
 import errno
 import os
 import struct
+import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ _syscall = CALLS.syscall
 
 _OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT = 428, 429, 430, 431, 432
 _OPENAT2, _MOUNT_SETATTR = 437, 442
+_STATMOUNT = 457
 _KCMP = {"x86_64": 312, "ppc64le": 354, "s390x": 343}.get(os.uname().machine, 272)
 _KCMP_FILES, _KCMP_FS = 2, 3
 
@@ -80,11 +82,14 @@ RESOLVE_CACHED = 0x20  # 5.12
 
 _FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING, FSCONFIG_CMD_CREATE = 0, 1, 6
 
-STATX_MNT_ID = 0x1000
+STATX_MNT_ID, _STATX_MNT_ID_UNIQUE = 0x1000, 0x4000
 STATX_BASIC_AND_MNT_ID = 0x07FF | STATX_MNT_ID
 #: struct statx, and of it: uid, mode, ino, rdev and dev as major and minor, mnt_id.
 STATX_SIZE, STATX_MNT_ID_OFFSET = 256, 144
 _Statx = ctypes.c_char * STATX_SIZE
+#: struct mnt_id_req: size, mnt_ns_fd, mnt_id, param; struct statmount: room for it, where its strings begin.
+_MNT_ID_REQ = struct.Struct("=IIQQ")
+_STATMOUNT_SIZE, _STATMOUNT_STRINGS, _STATMOUNT_FS_TYPE = 1024, 512, 0x20
 _STATX_FIELDS = struct.Struct("=20xI4xH2xQ88x4IQ")
 
 
@@ -255,6 +260,20 @@ def statx(path: str | bytes, dir_fd: int = AT_FDCWD, *, follow: bool = True) -> 
     result = CALLS.statx(dir_fd, os.fsencode(path), flags, STATX_BASIC_AND_MNT_ID, buffer)
     _check(result, "statx", path)
     return Stat(buffer)
+
+
+def fstype(fd: int) -> bytes | None:
+    """The type of the file system that an open file is on, by statmount(2); ``None`` before Linux 6.8."""
+    buffer = ctypes.create_string_buffer(_STATMOUNT_SIZE)  # struct statx is shorter
+    flags = AT_EMPTY_PATH | AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT
+    _check(CALLS.statx(fd, b"", flags, _STATX_MNT_ID_UNIQUE, buffer), "statx")
+    if not int.from_bytes(buffer.raw[:4], sys.byteorder) & _STATX_MNT_ID_UNIQUE:
+        return None
+    request = _MNT_ID_REQ.pack(_MNT_ID_REQ.size, 0, _STATX_FIELDS.unpack_from(buffer)[-1], _STATMOUNT_FS_TYPE)
+    if _call(_STATMOUNT, request, buffer, ctypes.c_size_t(_STATMOUNT_SIZE), 0) < 0:
+        return None
+    at = _STATMOUNT_STRINGS + int.from_bytes(buffer.raw[36:40], sys.byteorder)
+    return buffer.raw[at:].partition(b"\0")[0]
 
 
 def statx_fields(path: bytes) -> tuple[int, ...] | None:
