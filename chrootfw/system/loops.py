@@ -10,11 +10,20 @@ import time
 
 from chrootfw.errors import DiskError
 from chrootfw.system import deadlines, syscalls
+from chrootfw.system.call_lists import UNSET
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _LOOP_CTL_GET_FREE, _LOOP_CONFIGURE, _LOOP_GET_STATUS64 = 0x4C82, 0x4C0A, 0x4C05
 #: Seconds for the file below a loop device to answer, and for which one that did not is not asked again.
 _ANSWERS, _SILENT_FOR = 1.0, 30.0
 _READ_ONLY, _AUTOCLEAR, _DIRECT_IO = 1, 4, 16
+_TO_THE_LAST = 0xFFFFFFFF
+
+#: More loop devices than these are asked by one child together.
+_FEW = 4
 
 
 class _Info(ctypes.Structure):
@@ -35,6 +44,9 @@ class _Info(ctypes.Structure):
         ("encrypt_key", ctypes.c_char * 32),
         ("init", ctypes.c_uint64 * 2),
     )
+
+
+_SIZE = ctypes.sizeof(_Info)
 
 
 class _Config(ctypes.Structure):
@@ -90,22 +102,59 @@ def over(files: dict[tuple[int, int], str] | None = None, *, devices: frozenset[
     Where the file's own server does not answer, a file goes by its path alone.
     """
     found: dict[str, str] = {}
-    for name in _configured():
-        path = _path_of(name)
-        if path is None:
-            continue
-        try:
-            identity = _identity(f"/dev/{name}", path)
-        except deadlines.Overdue:
-            if files and (known := [called for called in files.values() if os.path.normpath(called) == path]):
-                found[f"/dev/{name}"] = known[0]
-            continue
-        except OSError:
-            continue  # not configured, or released meanwhile
+    names = _configured()
+    known = _ask_together(names) if len(names) > _FEW else {}
+    for name in names:
+        identity = known.get(name)
+        if identity is None or identity[0] in devices:
+            path = _path_of(name)
+            if path is None:
+                continue
+            try:
+                identity = identity or _identity(f"/dev/{name}", path)
+            except deadlines.Overdue:
+                if files and (named := [called for called in files.values() if os.path.normpath(called) == path]):
+                    found[f"/dev/{name}"] = named[0]
+                continue
+            except OSError:
+                continue  # not configured, or released meanwhile
+            if identity[0] in devices:
+                found[f"/dev/{name}"] = path
         if files and identity in files:
             found[f"/dev/{name}"] = files[identity]
-        elif identity[0] in devices:
-            found[f"/dev/{name}"] = path
+    return found
+
+
+def _ask_together(names: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """(device, inode) of the files below many loop devices, asked for by one child; those that do not answer are left out.
+
+    A node has as many as it has instances, and each start asks for all.
+    """
+    found: dict[str, tuple[int, int]] = {}
+    while names:
+        calls = deadlines.alone()
+        room = calls.room(len(names) * _SIZE)
+        begins = []
+        for number, name in enumerate(names):
+            begins.append(calls.add("close_range", 0, _TO_THE_LAST, 0))
+            calls.add("openat", syscalls.AT_FDCWD, b"/dev/" + name.encode(), os.O_RDONLY | os.O_NONBLOCK)  # 0
+            calls.add("ioctl", 0, _LOOP_GET_STATUS64, room.address + number * _SIZE)
+            calls.skip(begins[-1])
+        silent = False
+        try:
+            deadlines.carry_out("the loop devices", calls, seconds=_ANSWERS)
+        except deadlines.Overdue:
+            silent = True
+        results = calls.results()
+        for number, (name, begin) in enumerate(zip(names, begins, strict=True)):
+            if results[begin + 2] >= 0:
+                info = _Info.from_buffer_copy(room.data, number * _SIZE)
+                found[name] = info.device, info.inode
+        if not silent:
+            break
+        begun = sum(results[begin] != UNSET for begin in begins)
+        _silent[f"/dev/{names[begun - 1]}", _path_of(names[begun - 1])] = time.monotonic()
+        names = names[begun:]
     return found
 
 
@@ -160,7 +209,7 @@ def is_over(device: str, file: tuple[int, int], path: str) -> bool:
 
 
 #: Loop devices whose file did not answer, and when that was (time.monotonic).
-_silent: dict[tuple[str, str], float] = {}
+_silent: dict[tuple[str, str | None], float] = {}
 
 
 def _identity(device: str, path: str) -> tuple[int, int]:
@@ -180,7 +229,7 @@ def _identity(device: str, path: str) -> tuple[int, int]:
         raise deadlines.Overdue(errno.ETIMEDOUT, "it did not answer a moment ago", path)
     calls = deadlines.alone()
     calls.add("openat", syscalls.AT_FDCWD, os.fsencode(device), os.O_RDONLY | os.O_NONBLOCK)  # 0: no other is open
-    room = calls.room(ctypes.sizeof(_Info))
+    room = calls.room(_SIZE)
     calls.add("ioctl", 0, _LOOP_GET_STATUS64, room.address)
     try:
         deadlines.carry_out(path, calls, seconds=_ANSWERS)

@@ -14,6 +14,8 @@ import kernelview
 import pytest
 import roots
 
+from chrootfw.system import children, loops
+
 SERVER = str(Path(__file__).with_name("silent_fuse.py"))
 MakeChroot = Callable[..., driving.Chroot]
 
@@ -222,6 +224,25 @@ def test_a_process_that_no_signal_ends(
     kernelview.wait_until(lambda: not kernelview.is_running(pid), "it ends")
     in_time("stop", "web1")
     assert web1.is_gone()
+
+
+def test_a_silent_file_below_a_loop_device_keeps_no_answer_of_others_away(
+    fuse: Callable[[Path], Fuse], image: Callable[..., Path], tmp_path: Path, attach: Callable[[Path], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Where all are asked by one child, and it is kept by the one in the middle."""
+    monkeypatch.setattr(loops, "_FEW", 0)
+    server, disk = image_behind(fuse, image, tmp_path)
+    files = [image(name="one"), disk, image(name="two")]
+    known = {(file.stat().st_dev, file.stat().st_ino): str(file) for file in files}
+    devices = {attach(file): str(file) for file in files}
+    server.fall_silent()
+    for _ in range(2):  # and again while it is remembered
+        assert {device: file for device, file in loops.over(known).items() if device in devices} == devices
+    server.speak()
+    kernelview.wait_until(
+        lambda: children.reap() or not children._left, "the children that were left behind have their answer"
+    )
 
 
 def test_an_init_script_that_never_ends(make_chroot: MakeChroot, in_time: Callable[..., driving.Result]) -> None:

@@ -1,0 +1,36 @@
+"""Which loop device is over which file: asked one by one, and by one child for all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from chrootfw.system import loops
+
+
+@pytest.mark.parametrize("few", [0, 1000])
+def test_the_devices_over_a_file(
+    tmp_path: Path, attach: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch, few: int
+) -> None:
+    """Found by what the file is, whatever it is called now."""
+    monkeypatch.setattr(loops, "_FEW", few)
+    files = []
+    for number in range(7):
+        file = tmp_path / f"{number}.img"
+        file.write_bytes(bytes(1 << 20))
+        files.append((file, attach(file)))
+    again = attach(files[3][0])
+    renamed = files[3][0].rename(tmp_path / "renamed.img")
+    (tmp_path / "link.img").hardlink_to(files[5][0])
+    asked = {(os.stat(path).st_dev, os.stat(path).st_ino): str(path) for path in (renamed, tmp_path / "link.img")}
+    wanted = {files[3][1]: str(renamed), again: str(renamed), files[5][1]: str(tmp_path / "link.img")}
+    assert loops.over(asked) == wanted
+    device = tmp_path.stat().st_dev
+    everything = loops.over(devices=frozenset([device]))
+    assert {name: everything.get(name) for _, name in files} == {
+        name: str(renamed if file == files[3][0] else file) for file, name in files
+    }
+    assert loops.over() == {}
