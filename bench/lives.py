@@ -53,7 +53,7 @@ class Limit:
     """The same by ``start.c`` and ``stop.c``, which measure themselves."""
 
     def __init__(self, world: World, daemons: Daemons = CLEAN) -> None:
-        top = cgroups.hierarchy(mounts.read_table())
+        top = cgroups.hierarchies(mounts.read_table)[0]
         assert top, "the limit needs a cgroup v2 hierarchy"
         self.image = world.image(daemons)
         self.place = world.new("limit")

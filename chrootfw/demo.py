@@ -326,8 +326,8 @@ class _Witness:
 
     def find_cgroups(self) -> list[str]:
         """The cgroups of the demo's run directory, of v2 and of v1."""
-        table, found = mounts.read_table(), []
-        for top in filter(None, (cgroups.hierarchy(table), cgroups.memory_v1(table))):
+        found = []
+        for top in filter(None, cgroups.hierarchies(mounts.read_table)):
             home = cgroups.home(top, f"{self.base}/run") if os.path.isdir(f"{self.base}/run") else ""
             if os.path.isdir(home):
                 found += [path for paths in cgroups.everything(home).values() for path in paths] or [home]

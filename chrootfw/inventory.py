@@ -16,14 +16,40 @@ from chrootfw.views import InstanceInfo, InstanceState
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from typing import Any
 
+    from chrootfw.system import statuses
     from chrootfw.system.mounts import MountEntry
     from chrootfw.views import Process
 
 _CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+
+#: File systems in which every file has the device number that stands in the mount table; on others st_dev tells nothing (btrfs, overlay).
+_ONE_NUMBER = frozenset(
+    (
+        b"ext2",
+        b"ext3",
+        b"ext4",
+        b"xfs",
+        b"f2fs",
+        b"squashfs",
+        b"erofs",
+        b"vfat",
+        b"iso9660",
+        b"tmpfs",
+        b"ramfs",
+        b"devtmpfs",
+        b"proc",
+        b"sysfs",
+        b"devpts",
+        b"mqueue",
+        b"hugetlbfs",
+        b"cgroup",
+        b"cgroup2",
+    )
+)
 
 #: What an instance's mounts are below, in its directory.
 _TREES = ([b"root"], [b"aux"])
@@ -35,10 +61,9 @@ class _Places:
 
     __slots__ = ("homes", "namespace", "run_dir", "top", "tracking", "v1")
 
-    def __init__(self, run_dir: str, raw_table: bytes) -> None:
+    def __init__(self, run_dir: str, table: Callable[[], bytes]) -> None:
         self.run_dir = os.path.realpath(run_dir)
-        self.top = cgroups.hierarchy(raw_table)
-        self.v1 = cgroups.memory_v1(raw_table)
+        self.top, self.v1 = cgroups.hierarchies(table)
         self.namespace = processes.namespace("thread-self")
         self.tracking = ""
         self.homes: tuple[str, ...] = ()
@@ -59,22 +84,18 @@ class Survey:
         self._raw_table: bytes | None = None
         self._by_name: dict[str, list[bytes]] | None = None
         known = before._places if before else None  # noqa: SLF001  # of its own class
-        self._places: _Places = known if known and known.homes else _Places(run_dir, self.raw_table)
+        self._places: _Places = known if known and known.homes else _Places(run_dir, lambda: self.raw_table)
         self.run_dir, self.top, self.v1 = self._places.run_dir, self._places.top, self._places.v1
         self._entries: dict[str, list[MountEntry]] = {}
-        self.cgroups: dict[str, list[str]] = {}
-        self.v1_groups: dict[str, list[str]] = {}
-        if self._places.homes:
-            if self.top:
-                self.cgroups = cgroups.everything(self._places.homes[0])
-            if self.v1:
-                self.v1_groups = cgroups.everything(self._places.homes[1])
+        v2, v1 = self._places.homes or ("", "")
+        self.cgroups = cgroups.Groups(v2)
+        self.v1_groups = cgroups.Groups(v1)
         self._tracked: dict[str, list[int]] = {}
         self._populated: dict[str, bool] = {}
-        self._rooted: dict[str, list[int]] | None = None
-        self._ids: dict[int, str] | None = None
-        self._origins: dict[tuple[int, bytes], str] | None = None
-        self._copies: dict[int, dict[int, str]] = {}
+        self._looked: tuple[dict[int, list[int]], list[tuple[int, statuses.Status]]] | None = None
+        self._rooted: dict[str, list[int]] = {}
+        self._devices: dict[str, set[int] | None] = {}
+        self._copies: dict[tuple[str, int], frozenset[int]] = {}
         self._namespaces: dict[int, list[int]] | None = None
         self._counts_memory: bool | None = None
 
@@ -124,6 +145,8 @@ class Survey:
 
     def is_mounted(self, name: str) -> bool:
         """Whether it has a mount."""
+        if self._raw_table is None and (seen := _looks_mounted(f"{self.run_dir}/{name}")) is not None:
+            return seen
         return bool(self._lines_of(name))
 
     def mounts(self, name: str) -> list[MountEntry]:
@@ -131,14 +154,6 @@ class Survey:
         if name not in self._entries:
             self._entries[name] = [mounts.parse_line(line) for line in self._lines_of(name)]
         return self._entries[name]
-
-    def mounts_of_device(self, device: int) -> dict[str, list[MountEntry]]:
-        """The mounts of all instances whose file system has this device number."""
-        found: dict[str, list[MountEntry]] = {}
-        for entry in mounts.of_device(self.raw_table, device):
-            if name := self._name_at(entry):
-                found.setdefault(name, []).append(entry)
-        return found
 
     def _name_at(self, entry: MountEntry) -> str | None:
         """The instance whose mount it is."""
@@ -166,52 +181,79 @@ class Survey:
 
     def rooted(self, name: str) -> list[int]:
         """The processes whose root directory is in its mounts; the one pass serves every instance."""
-        if self._rooted is None:
-            self._rooted = {}
-            if mounts.escape(os.fsencode(self.run_dir)) in self.raw_table:  # no mounts means no users, never all
-                from chrootfw.system import holders
+        if name not in self._rooted:
+            entries = self.mounts(name)  # no mounts means no users, never all
+            here, elsewhere = self._roots() if entries else ({}, ())
+            found = [pid for entry in entries for pid in here.get(entry.id, ())]
+            found += [pid for pid, root in elsewhere if self._is_in_copy(name, pid, root)]
+            self._rooted[name] = sorted(found)
+        return self._rooted[name]
 
-                usual = holders.root_mount(os.getpid())
-                entry = mounts.by_id(self.raw_table, usual)
-                is_outside = entry is None or self._name_at(entry) is None
-                pids = processes.all_pids()
-                for pid, mount_id in zip(pids, holders.root_mounts(pids), strict=True):
-                    if mount_id == usual and is_outside:  # nearly all: no need to look for copies of the mounts
-                        continue
-                    if owner := self._owner(pid, mount_id):
-                        self._rooted.setdefault(owner, []).append(pid)
-        return self._rooted.get(name, [])
+    def _roots(self) -> tuple[dict[int, list[int]], list[tuple[int, statuses.Status]]]:
+        """The processes that have another root directory than the caller: by its mount's ID where that is a mount of the caller's mount
+        namespace; the others, each with the status of its root."""
+        if self._looked is None:
+            from chrootfw.system import holders
+
+            mine = holders.root(os.getpid())
+            entry = mounts.by_id(self.raw_table, mine[-1]) if mine else None
+            if entry and self._name_at(entry):
+                mine = None  # the caller is in an instance itself
+            pids = processes.all_pids()
+            by_mount: dict[int, list[int]] = {}
+            elsewhere = []
+            known = mounts.ids(self.raw_table)
+            for pid, root in zip(pids, holders.roots(pids), strict=True):
+                if root is None or (mine and (root[-1] == mine[-1] or (root[1], root[3]) == (mine[1], mine[3]))):
+                    continue  # nearly all
+                if root[-1] in known:
+                    by_mount.setdefault(root[-1], []).append(pid)
+                else:
+                    elsewhere.append((pid, root))
+            self._looked = by_mount, elsewhere
+        return self._looked
 
     def owner(self, pid: int) -> str | None:
         """The instance in whose mounts the root directory of a process is; in a copy of them that another mount
         namespace has, too."""
         from chrootfw.system import holders
 
-        return self._owner(pid, holders.root_mount(pid))
+        root = holders.root(pid)
+        if root is None:
+            return None
+        entry = mounts.by_id(self.raw_table, root[-1])
+        if entry is not None:
+            return self._name_at(entry)
+        return next((name for name in self._lines if self._is_in_copy(name, pid, root)), None)
 
-    def _owner(self, pid: int, mount_id: int) -> str | None:
-        if self._ids is None:
-            self._ids = {int(line.split(b" ", 1)[0]): name for name, lines in self._lines.items() for line in lines}
-        if mount_id in self._ids or mount_id < 0:
-            return self._ids.get(mount_id)
+    def _is_in_copy(self, name: str, pid: int, root: statuses.Status) -> bool:
+        """Whether a root directory is in a copy of the instance's mounts, which another mount namespace has."""
+        entries = self.mounts(name)
+        if name not in self._devices:
+            from chrootfw.system import statuses
+
+            numbers = {statuses.packed(os.major(entry.dev), os.minor(entry.dev)) for entry in entries}
+            self._devices[name] = numbers if all(entry.fstype in _ONE_NUMBER for entry in entries) else None
+        devices = self._devices[name]
+        if devices is not None and root[3] not in devices:
+            return False
         space = processes.namespace(pid)
-        if space not in self._copies:
-            self._copies[space] = self._copies_in(pid) if space not in (0, self._places.namespace) else {}
-        return self._copies[space].get(mount_id)
+        if (name, space) not in self._copies:
+            self._copies[name, space] = self._copies_in(pid, entries)
+        return root[-1] in self._copies[name, space]
 
-    def _copies_in(self, pid: int) -> dict[int, str]:
-        """The mounts in a process's mount namespace that are copies of an instance's, by ID."""
-        if self._origins is None:
-            places = {(e.dev, e.root): name for name, entries in self.entries.items() for e in entries}
-            ours = {entry.id for entries in self.entries.values() for entry in entries}
-            there = mounts.of_devices(self.raw_table, {device for device, _ in places})
-            taken = {(e.dev, e.root) for e in there if e.id not in ours}
-            self._origins = {place: name for place, name in places.items() if place not in taken}
+    def _copies_in(self, pid: int, entries: Sequence[MountEntry]) -> frozenset[int]:
+        """The IDs of the copies of some mounts in a process's mount namespace: the same part of the same file system, which is mounted
+        nowhere else here."""
+        devices = {entry.dev for entry in entries}
+        ours = {entry.id for entry in entries}
+        elsewhere = {(e.dev, e.root) for e in mounts.of_devices(self.raw_table, devices) if e.id not in ours}
+        places = {(entry.dev, entry.root) for entry in entries} - elsewhere
         try:
-            table = mounts.of_devices(mounts.read_table(pid), {device for device, _ in self._origins})
+            there = mounts.of_devices(mounts.read_table(pid), devices)
         except OSError:
-            return {}
-        return {e.id: self._origins[e.dev, e.root] for e in table if (e.dev, e.root) in self._origins}
+            return frozenset()
+        return frozenset(entry.id for entry in there if (entry.dev, entry.root) in places)
 
     def own(self, name: str) -> list[int]:
         """The pids of its own processes, found both ways; 0 stands for one that cannot be seen from here."""
@@ -273,6 +315,36 @@ class Survey:
         if stopping and (mounted or unreleased(intent["disks"] if intent else (), settle=0)):
             return InstanceState.HELD
         return InstanceState.MOUNTED if mounted else InstanceState.ABSENT
+
+
+def _looks_mounted(directory: str) -> bool | None:
+    """Whether an instance has a mount, by the mount IDs of its directory and its root; ``None`` if only the mount table can tell.
+
+    The kernel takes a microsecond for each line of the table, however few are about this instance.
+    """
+    from chrootfw.system import syscalls
+
+    try:
+        mount_id = syscalls.statx(directory, follow=False).mnt_id
+    except (FileNotFoundError, NotADirectoryError):
+        return False  # below a directory that is not there is no mount
+    layers = _names(f"{directory}/aux") or []
+    for place in (f"{directory}/root", f"{directory}/aux", *(f"{directory}/aux/{layer}" for layer in layers)):
+        try:
+            if syscalls.statx(place, follow=False).mnt_id != mount_id:
+                return True
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        if not place.endswith("/aux") and _names(place) != []:
+            return None  # something may be mounted on what is in there
+    return False
+
+
+def _names(directory: str) -> list[str] | None:
+    try:
+        return os.listdir(directory)
+    except OSError:
+        return None
 
 
 def _lines_by_instance(raw_table: bytes, run_dir: str) -> dict[str, list[bytes]]:
@@ -459,7 +531,7 @@ def _disk(survey: Survey, name: str, intent: dict[str, Any] | None) -> str | Non
         disk: str | None = intent["instance"].get("disk")
         return disk
     root = os.fsencode(intents.root(survey.run_dir, name))
-    for entry in survey.mounts(name):
+    for entry in survey.mounts(name) if survey.is_mounted(name) else ():
         if entry.mount_point == root:
             source = os.fsdecode(entry.source)
             if source.startswith("/dev/loop"):

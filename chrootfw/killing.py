@@ -54,7 +54,7 @@ class Living:
         self.stays_mounted = stays_mounted
         self.look_for_holders = holders
         self.spared = processes.self_and_ancestors()
-        self.cgroups: list[str] = []
+        self.cgroups: Sequence[str] = ()
         self.rooted_only: list[int] | None = None
         self.look()
 
@@ -63,7 +63,7 @@ class Living:
         name = self.job.name
         all_in_cgroup = bool(self.cgroups) and self.rooted_only == []
         self.survey: Survey = self.job.survey()
-        self.cgroups = self.survey.cgroups.get(name, [])
+        self.cgroups = self.survey.cgroups.get(name)
         tracked = processes.tracked(self.cgroups)
         rooted = []
         if self.stays_mounted or not (all_in_cgroup and self.cgroups):

@@ -12,7 +12,7 @@ from chrootfw import debts, intents, unmounting
 from chrootfw.errors import DiskError, PlanError, StepError
 from chrootfw.jobs import Job
 from chrootfw.model import MountPoint, Step
-from chrootfw.system import disks, loops, syscalls, trees
+from chrootfw.system import disks, loops, statuses, store, syscalls, trees
 from chrootfw.system.root import Root
 
 #: ``(plugin, mount point)`` pairs, parents first.
@@ -80,14 +80,15 @@ def _instances_on(job: Job, disk: disks.Disk) -> list[str]:
     """The other instances whose root is this very directory."""
     if disk.kind != "directory":
         return []
-    found = []
-    for name, entries in job.survey().mounts_of_device(disk.dev).items():
-        root = os.fsencode(intents.root(job.run_dir, name))
-        if any(entry.mount_point == root for entry in entries):
-            status = syscalls.statx(root)
-            if name != job.name and (status.dev, status.ino) == (disk.dev, disk.ino):
-                found.append(name)
-    return found
+    names = [name for name in os.listdir(job.run_dir) if name not in (job.name, store.LOCKS)]
+    roots = statuses.statuses([os.fsencode(intents.root(job.run_dir, name)) for name in names])
+    device = statuses.packed(os.major(disk.dev), os.minor(disk.dev))
+    survey = job.survey()
+    return [
+        name
+        for name, status in zip(names, roots, strict=True)
+        if status and (status[3], status[1]) == (device, disk.ino) and survey.is_mounted(name)
+    ]
 
 
 def name_users(job: Job, users: Sequence[str]) -> str:

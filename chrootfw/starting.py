@@ -21,6 +21,7 @@ from chrootfw.errors import (
     StepError,
     TransitionError,
 )
+from chrootfw.inventory import Survey
 from chrootfw.jobs import Job
 from chrootfw.model import Command, Entry, MountPoint, NoCommand, Problem, Stage, Step
 from chrootfw.planning import transitions
@@ -401,13 +402,16 @@ def removal_does(job: Job) -> str:
 
 def finish(job: Job) -> None:
     """The end of a stop, when no own process lives: unmount, pay, prove, release."""
+    before = job.surveyed
     survey = job.survey()
+    if before and before.is_mounted(job.name) and survey.is_mounted(job.name):
+        survey = before  # it has read the mount table, or will now
     lost = survey.mounts(job.name) if job.intent is None else ()
     steps = job.intent["steps"] if job.intent else ()
     if any(record["stage"] == "pre-start" for record in steps) and survey.is_mounted(job.name):
         check_root_answers(job)  # they are undone in there
     failures = debts.pay(job, ("pre-start",))
-    job.stages.around(job.instance, "unmount", lambda: _take_down(job), lenient=True)
+    job.stages.around(job.instance, "unmount", lambda: _take_down(job, survey), lenient=True)
     try:
         unmounting.prove_released(job, lost)
     except HeldError as error:
@@ -422,10 +426,10 @@ def finish(job: Job) -> None:
     job.intent = None
 
 
-def _take_down(job: Job) -> None:
+def _take_down(job: Job, survey: Survey) -> None:
     """Unmount to nothing; once more if processes that nobody had seen kept it busy."""
     try:
-        unmounting.take_down(job)
+        unmounting.take_down(job, survey=survey)
     except HeldError:
         if not killing.hunt(job):
             raise

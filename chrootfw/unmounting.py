@@ -51,16 +51,18 @@ def _place(inside: str) -> tuple[str, str]:
     return f"aux:{name}", f"/{rest}"
 
 
-def take_down(job: Job, *, keep_root: bool = False) -> None:
+def take_down(job: Job, *, keep_root: bool = False, survey: inventory.Survey | None = None) -> None:
     """Unmount in the plugins' order, read the table again, and repeat until nothing is left.
 
-    With ``keep_root`` the root itself (the lowest mount on its mount point) and the auxiliary layers stay. Raises ``HeldError`` naming the
+    With ``keep_root`` the root itself (the lowest mount on its mount point) and the auxiliary layers stay. ``survey``: a look to begin with; what
+    was mounted or unmounted since is seen by the next. Raises ``HeldError`` naming the
     holders, ``StepError`` for another failure of an unmount, ``Interrupted`` between two unmounts.
     """
     busy_until = 0.0
     while True:
-        survey = job.survey()
-        entries = survey.mounts(job.name)
+        survey = survey or job.survey()
+        entries = survey.mounts(job.name) if survey.is_mounted(job.name) else []
+        survey = None
         if keep_root:
             kept = root_mounts(job, entries)[:1]
             entries = [e for e in entries if e not in kept and _is_root_tree(job, e)]

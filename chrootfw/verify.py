@@ -75,7 +75,7 @@ def _kernel() -> Iterator[Check]:
 
 def _cgroup() -> Iterator[Check]:
     raw = mounts.read_table()
-    top = cgroups.hierarchy(raw)
+    top = cgroups.hierarchies(lambda: raw)[0]
     if top is None or not cgroups.is_writable(top):
         state = (
             "no cgroup v2 hierarchy is mounted"

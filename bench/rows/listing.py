@@ -69,9 +69,8 @@ def fill(world: World, runtime: chrootfw.Runtime, count: int) -> None:
 
 
 def ours(world: World, runtime: chrootfw.Runtime, count: int) -> dict[str, Contestant]:
-    table = mounts.read_table()
     run_dir = runtime.run_dir
-    v2, v1 = (top and cgroups.home(top, run_dir) for top in (cgroups.hierarchy(table), cgroups.memory_v1(table)))
+    v2, v1 = (top and cgroups.home(top, run_dir) for top in cgroups.hierarchies(mounts.read_table))
     assert v2, "without a v2 hierarchy list has to look at every process"
     program = [str(world.compiled(LIMIT)), run_dir, v2, v1 if v1 and Path(v1).is_dir() else "-", "5"]
 

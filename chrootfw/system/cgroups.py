@@ -16,24 +16,39 @@ from chrootfw.system import mounts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 TOP = "chrootfw"
 
 
-def hierarchy(raw_table: bytes) -> str | None:
-    """Where the v2 hierarchy is mounted, or ``None``; found in the mount table, never assumed."""
-    for entry in mounts.of_type(raw_table, b"cgroup2"):
-        return os.fsdecode(entry.mount_point)
-    return None
+def hierarchies(table: Callable[[], bytes]) -> tuple[str | None, str | None]:
+    """Where the v2 hierarchy and the v1 memory controller are mounted, or ``None``; found in the mount table, never assumed.
+
+    A v2 hierarchy that is still where it was found last is not looked for again: ``table`` is called otherwise.
+    """
+    for known, places in _found_last:
+        if known == _identity(places[0]):
+            return places
+    raw = table()
+    v2 = next((entry.mount_point for entry in mounts.of_type(raw, b"cgroup2")), None)
+    v1 = (entry for entry in mounts.of_type(raw, b"cgroup") if b"memory" in entry.super_options.split(b","))
+    memory = next((entry.mount_point for entry in v1), None)
+    places = (os.fsdecode(v2) if v2 else None, os.fsdecode(memory) if memory else None)
+    if identity := _identity(places[0]):
+        _found_last[:] = [(identity, places)]
+    return places
 
 
-def memory_v1(raw_table: bytes) -> str | None:
-    """Where the v1 memory controller is mounted, or ``None``."""
-    for entry in mounts.of_type(raw_table, b"cgroup"):
-        if b"memory" in entry.super_options.split(b","):
-            return os.fsdecode(entry.mount_point)
-    return None
+#: The root directory of the v2 hierarchy, as (device, inode), and what ``hierarchies`` said of it.
+_found_last: list[tuple[tuple[int, int], tuple[str | None, str | None]]] = []
+
+
+def _identity(path: str | None) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path or "")
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def is_writable(path: str) -> bool:
@@ -103,23 +118,56 @@ def _number(path: str) -> int:
 
 def of_instance(home: str, name: str) -> list[str]:
     """The cgroups of ``name``, oldest first; more than one only after a crash."""
-    return everything(home).get(name, [])
+    return list(Groups(home).get(name))
 
 
 def everything(home: str) -> dict[str, list[str]]:
     """All cgroups of one run directory by instance, oldest first."""
-    try:
-        names = os.listdir(home)
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    found: dict[str, list[str]] = {}
-    for entry in names:
-        instance, at, digits = entry.rpartition("@")
-        if at and digits.isdigit():
-            found.setdefault(instance, []).append(f"{home}/{entry}")
-    for paths in found.values():
-        paths.sort(key=_number)
-    return found
+    groups = Groups(home)
+    return {name: list(groups.get(name)) for name in groups}
+
+
+class Groups:
+    """The cgroups of one run directory by instance, as they are at the first question. Who asks for one instance does not have the others sorted."""
+
+    __slots__ = ("_by_name", "_entries", "_home")
+
+    def __init__(self, home: str) -> None:
+        """``home``: as the function of that name, or empty for none."""
+        self._home = home
+        self._entries: Sequence[str] | None = None if home else ()
+        self._by_name: dict[str, list[str]] | None = None
+
+    def _names(self) -> Sequence[str]:
+        if self._entries is None:
+            try:
+                self._entries = os.listdir(self._home)
+            except (FileNotFoundError, NotADirectoryError):
+                self._entries = ()
+        return self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        """The instances that have one."""
+        if self._by_name is None:
+            self._by_name = {}
+            for entry in self._names():
+                instance, at, digits = entry.rpartition("@")
+                if at and digits.isdigit():
+                    self._by_name.setdefault(instance, []).append(f"{self._home}/{entry}")
+            for paths in self._by_name.values():
+                paths.sort(key=_number)
+        return iter(self._by_name)
+
+    def get(self, name: str, default: Sequence[str] = ()) -> Sequence[str]:
+        """Their paths, oldest first."""
+        if self._by_name is not None:
+            return self._by_name.get(name, default)
+        start = f"{name}@"
+        found = [f"{self._home}/{entry}" for entry in self._names() if entry.startswith(start)]
+        return sorted((path for path in found if path.rpartition("@")[2].isdigit()), key=_number) or default
+
+    def __contains__(self, name: str) -> bool:
+        return bool(self.get(name))
 
 
 def is_populated(path: str) -> bool:

@@ -33,26 +33,26 @@ def rooted(mount_ids: Mapping[int, str]) -> dict[str, list[int]]:
     if not mount_ids:
         return found  # no mounts means no users, never all
     pids = all_pids()
-    for pid, mount_id in zip(pids, root_mounts(pids), strict=True):
-        if mount_id in mount_ids:
-            found.setdefault(mount_ids[mount_id], []).append(pid)
+    for pid, status in zip(pids, roots(pids), strict=True):
+        if status and status[-1] in mount_ids:
+            found.setdefault(mount_ids[status[-1]], []).append(pid)
     return found
 
 
-def root_mounts(pids: Sequence[int]) -> list[int]:
-    """The ID of the mount that the root directory of each process is on, -1 for who is gone."""
-    found = statuses.mount_ids([b"/proc/%d/root" % pid for pid in pids])
-    for index, mount_id in enumerate(found):
-        if mount_id < 0:  # gone, a zombie, or only its first thread has ended
+def roots(pids: Sequence[int]) -> list[statuses.Status | None]:
+    """The status of the root directory of each process, ``None`` for who is gone."""
+    found = statuses.statuses([b"/proc/%d/root" % pid for pid in pids])
+    for index, status in enumerate(found):
+        if status is None:  # gone, a zombie, or only its first thread has ended
             base = b"/proc/%d/task" % pids[index]
-            threads = statuses.mount_ids([b"%b/%b/root" % (base, thread) for thread in _names_in(base)])
-            found[index] = max(threads, default=-1)
+            threads = statuses.statuses([b"%b/%b/root" % (base, thread) for thread in _names_in(base)])
+            found[index] = next(filter(None, threads), None)
     return found
 
 
-def root_mount(pid: int) -> int:
-    """``root_mounts`` for one."""
-    return root_mounts([pid])[0]
+def root(pid: int) -> statuses.Status | None:
+    """``roots`` for one."""
+    return roots([pid])[0]
 
 
 class Held:

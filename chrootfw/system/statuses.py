@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     Status = tuple[int, int, int, int, int]
 
 _FLAGS = syscalls.AT_STATX_DONT_SYNC | syscalls.AT_NO_AUTOMOUNT
-#: So many at a time, and so many bytes for each path: ``/proc/PID/task/TID/fd/N`` has 48 at most.
-_ONCE, _PATH = 512, 64
+#: So many at a time.
+_ONCE = 512
 _STEP, _ANSWER = 10, syscalls.STATX_SIZE // 8  # in words of eight bytes
 _END, _STATX = -1, call_lists.NUMBERS["statx"]
 
@@ -31,17 +31,18 @@ def packed(major: int, minor: int) -> int:
 
 
 class _Batch:
-    """A list of ``_ONCE`` calls and the room for their paths and answers. Made once: only the paths change."""
+    """A list of ``_ONCE`` calls and the room for their paths, of less than ``length`` bytes, and their answers. Made once: only the paths change."""
 
-    def __init__(self) -> None:
-        rooms = [mmap.mmap(-1, size) for size in ((_ONCE * _STEP + 1) * 8, _ONCE * _PATH, _ONCE * _ANSWER * 8)]
+    def __init__(self, length: int) -> None:
+        self.length = length
+        rooms = [mmap.mmap(-1, size) for size in ((_ONCE * _STEP + 1) * 8, _ONCE * length, _ONCE * _ANSWER * 8)]
         self.table, self.paths, answers = rooms
         self.first, paths, answer = (ctypes.addressof(ctypes.c_char.from_buffer(room)) for room in rooms)
         words: list[int] = []
         for number in range(_ONCE):
             after = self.first + (number + 1) * _STEP * 8
             where = answer + number * _ANSWER * 8
-            path = paths + number * _PATH
+            path = paths + number * length
             words += (_STATX, syscalls.AT_FDCWD, path, _FLAGS, syscalls.STATX_BASIC_AND_MNT_ID, where, 0, 0, after, 0)
         struct.pack_into(f"={len(words)}q", self.table, 0, *words)
         self.words = memoryview(self.table).cast("q")
@@ -51,7 +52,8 @@ class _Batch:
     def look(self, paths: Sequence[bytes]) -> int:
         """Ask for at most ``_ONCE`` paths; how many they are."""
         count = len(paths)
-        self.paths[: count * _PATH] = b"".join([path.ljust(_PATH, b"\0") for path in paths])
+        length = self.length
+        self.paths[: count * length] = b"".join([path.ljust(length, b"\0") for path in paths])
         self.words[count * _STEP] = _END
         assert runner.run is not None
         runner.run(self.first)
@@ -68,31 +70,23 @@ class _Batch:
         return self.words[9 : count * _STEP : _STEP].tolist()
 
 
-#: Those that no thread uses at the moment.
-_batches: list[_Batch] = []
+#: Those that no thread uses at the moment, by the length of their paths.
+_batches: dict[int, list[_Batch]] = {}
 
 
 def _looks(paths: Sequence[bytes]) -> Iterator[tuple[_Batch, int]]:
+    longest = max(map(len, paths), default=0)
+    length = max(64, 1 << longest.bit_length())
+    idle = _batches.setdefault(length, [])
     try:
-        batch = _batches.pop()
+        batch = idle.pop()
     except IndexError:
-        batch = _Batch()
+        batch = _Batch(length)
     try:
         for at in range(0, len(paths), _ONCE):
             yield batch, batch.look(paths[at : at + _ONCE])
     finally:
-        _batches.append(batch)
-
-
-def mount_ids(paths: Sequence[bytes]) -> list[int]:
-    """The ID of the mount that each is on, -1 where it cannot be looked at."""
-    if runner.run is None:
-        return [status[-1] if (status := syscalls.statx_fields(path)) else -1 for path in paths]
-    found: list[int] = []
-    for batch, count in _looks(paths):
-        pairs = zip(batch.of(count, 18), batch.failures(count), strict=True)
-        found += [-1 if failed else mount_id for mount_id, failed in pairs]
-    return found
+        idle.append(batch)
 
 
 def statuses(paths: Sequence[bytes]) -> list[Status | None]:

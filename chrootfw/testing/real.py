@@ -102,8 +102,7 @@ class Ground:
             self.run_dir = _run_dir(self.directory)
             self._mounts = {entry.id for entry in mounts.table()}
             self._loops = set(_loops(self.directory))
-            table = mounts.read_table()
-            tops = filter(None, (cgroups.hierarchy(table), cgroups.memory_v1(table)))
+            tops = filter(None, cgroups.hierarchies(mounts.read_table))
             self._cgroup_homes = [cgroups.home(top, self.run_dir) for top in tops]
         except BaseException:
             self._way.__exit__(None, None, None)

@@ -18,7 +18,7 @@ def populated(run_dir: str) -> dict[str, list[str]]:
     if not os.path.isdir(run_dir):
         return {}
     store.check_trusted(run_dir, what="run directory")
-    top = cgroups.hierarchy(mounts.read_table())
+    top = cgroups.hierarchies(mounts.read_table)[0]
     if top is None:
         return {}
     found = cgroups.everything(cgroups.home(top, run_dir))

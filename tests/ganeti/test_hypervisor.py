@@ -341,7 +341,7 @@ def test_ballooning_without_a_memory_controller_says_so(web1: Any, hyper: Any, g
 def cgroup_of(hyper: Any) -> Path:
     from chrootfw.inventory import Survey
 
-    return Path(Survey(hyper.run_dir).cgroups[WEB1][-1])
+    return Path(Survey(hyper.run_dir).cgroups.get(WEB1)[-1])
 
 
 @pytest.fixture

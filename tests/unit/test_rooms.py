@@ -21,6 +21,7 @@ FLOORS = (
     ("planning.mount_order", "planning.kill_plan", "planning.transitions"),
     (
         "system",
+        "system.mounts",
         "system.syscalls",
         "system.runner",
         "system.call_lists",
@@ -31,7 +32,7 @@ FLOORS = (
         "system.keeper",
         "system.namespaces",
     ),
-    ("system.mounts", "system.root", "system.cgroups", "system.terminal"),
+    ("system.root", "system.cgroups", "system.terminal"),
     (
         "system.loops",
         "system.disks",
