@@ -131,6 +131,8 @@ def _ask_together(names: Sequence[str]) -> dict[str, tuple[int, int]]:
     A node has as many as it has instances, and each start asks for all.
     """
     found: dict[str, tuple[int, int]] = {}
+    if _silent:
+        names = [name for name in names if not _was_silent(f"/dev/{name}", _path_of(name))]
     while names:
         calls = deadlines.alone()
         room = calls.room(len(names) * _SIZE)
@@ -150,9 +152,9 @@ def _ask_together(names: Sequence[str]) -> dict[str, tuple[int, int]]:
             if results[begin + 2] >= 0:
                 info = _Info.from_buffer_copy(room.data, number * _SIZE)
                 found[name] = info.device, info.inode
-        if not silent:
-            break
         begun = sum(results[begin] != UNSET for begin in begins)
+        if not silent or not begun:
+            break
         _silent[f"/dev/{names[begun - 1]}", _path_of(names[begun - 1])] = time.monotonic()
         names = names[begun:]
     return found
@@ -212,6 +214,10 @@ def is_over(device: str, file: tuple[int, int], path: str) -> bool:
 _silent: dict[tuple[str, str | None], float] = {}
 
 
+def _was_silent(device: str, path: str | None) -> bool:
+    return time.monotonic() < _silent.get((device, path), 0) + _SILENT_FOR
+
+
 def _identity(device: str, path: str) -> tuple[int, int]:
     """LOOP_GET_STATUS64. It asks the file's file system (vfs_getattr), which may be a server that does not answer.
 
@@ -225,7 +231,7 @@ def _identity(device: str, path: str) -> tuple[int, int]:
         finally:
             os.close(fd)
         return info.device, info.inode
-    if time.monotonic() < _silent.get((device, path), 0) + _SILENT_FOR:
+    if _was_silent(device, path):
         raise deadlines.Overdue(errno.ETIMEDOUT, "it did not answer a moment ago", path)
     calls = deadlines.alone()
     calls.add("openat", syscalls.AT_FDCWD, os.fsencode(device), os.O_RDONLY | os.O_NONBLOCK)  # 0: no other is open

@@ -237,8 +237,9 @@ def test_a_silent_file_below_a_loop_device_keeps_no_answer_of_others_away(
     known = {(file.stat().st_dev, file.stat().st_ino): str(file) for file in files}
     devices = {attach(file): str(file) for file in files}
     server.fall_silent()
-    for _ in range(2):  # and again while it is remembered
+    for _ in range(2):  # and again while it is remembered, and not asked
         assert {device: file for device, file in loops.over(known).items() if device in devices} == devices
+        assert len(children._left) == 1
     server.speak()
     kernelview.wait_until(
         lambda: children.reap() or not children._left, "the children that were left behind have their answer"
