@@ -16,6 +16,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+#: The packages that come with chrootfw.
+OWN = ("chrootfw", "chrootfw_defaults", "chrootfw_hardened", "chrootfw_ganeti")
+
+#: The modules of others that this process was told to load: what they want done at its end is not known here.
+foreign: set[str] = set()
+
 
 class EntryPoint:
     """``name`` in its group, ``value`` as ``module:attribute``, and the distribution that has it."""
@@ -41,7 +47,10 @@ class EntryPoint:
 def load(reference: str) -> object:
     """What ``module:attribute``, or ``module``, names. Raises whatever the import raises, and ``AttributeError``."""
     module, _, attribute = reference.partition(":")
-    found: object = importlib.import_module(module.strip())
+    module = module.strip()
+    if module.partition(".")[0] not in OWN:
+        foreign.add(module)
+    found: object = importlib.import_module(module)
     for part in filter(None, attribute.strip().split(".")):
         found = getattr(found, part)
     return found

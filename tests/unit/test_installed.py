@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -149,3 +150,25 @@ def test_a_command_finds_its_plugins_without_importlib_metadata(tmp_path: Path) 
     done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True)
     assert "chrootfw.installed" in done.stdout.split()
     assert not {"importlib.metadata", "email", "zipfile"} & set(done.stdout.split())
+
+
+def test_what_comes_with_chrootfw_is_what_its_wheel_has() -> None:
+    project = tomllib.loads(Path(__file__).parents[2].joinpath("pyproject.toml").read_text())
+    packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    assert {Path(package).name for package in packages} == set(installed.OWN)
+
+
+@pytest.mark.parametrize("theirs", [True, False])
+def test_what_a_plugin_wants_done_at_the_end_is_done(tmp_path: Path, theirs: bool) -> None:
+    """And a command without one ends at once."""
+    (tmp_path / "last_words.py").write_text("import atexit\natexit.register(print, 'last words')\n")
+    if theirs:
+        distribution(tmp_path, "last_words", "1", "[chrootfw]\nlast = last_words\n")
+    program = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {'' if theirs else 'import last_words; '}"
+        "sys.argv[1:] = ['plugins']; from chrootfw.cli import run; run()"
+    )
+    env = {**os.environ, "CHROOTFW_RUN_DIR": str(tmp_path / "run"), "CHROOTFW_CONFIG_DIR": str(tmp_path / "etc")}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True)
+    assert "chrootfw_defaults.disk" in done.stdout
+    assert done.stdout.endswith("last words\n") is theirs
