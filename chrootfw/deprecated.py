@@ -11,13 +11,15 @@ import warnings
 import attrs
 import pluggy
 
+from chrootfw.values import Value
+
 
 class ChrootfwDeprecationWarning(DeprecationWarning):
     """A plugin uses a hook, or an argument of a hook, that a later chrootfw will not have."""
 
 
-@attrs.frozen
-class Deprecation:
+@attrs.frozen(eq=False, repr=False)
+class Deprecation(Value):
     """``hook``: its full name. ``argument``: one of its arguments; ``""`` for the hook itself. ``since``: the minor version that
     began to warn. ``removed``: the first that may be without it, two minor versions later at least. ``instead``: what to use."""
 

@@ -16,7 +16,7 @@ from chrootfw.model import DISK_TIMEOUT, Event, Instance, Stage, Step
 from chrootfw.stages import Stages
 
 
-@attrs.define
+@attrs.define(eq=False, repr=False)
 class Job:
     """``instance`` as resolved; ``intent`` as last written (``None``: lost, or never made); ``tell`` receives events; ``made``: the mount
     points that were missing in the disk; ``unreturned``: the records of steps whose ``apply`` has not come back;

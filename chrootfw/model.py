@@ -15,6 +15,7 @@ import attrs
 
 from chrootfw.errors import InputError
 from chrootfw.planning import paths, privileges
+from chrootfw.values import Value
 
 #: Where the init script is when a definition does not say, inside the root.
 DEFAULT_INIT_SCRIPT = "/etc/chrootfw/init"
@@ -80,8 +81,8 @@ def _check_name(_instance: object, _attribute: attrs.Attribute[Any], value: str)
     paths.check_name(value)
 
 
-@attrs.frozen
-class Instance:
+@attrs.frozen(eq=False, repr=False)
+class Instance(Value):
     """One chroot instance, as defined.
 
     ``name``: ``[A-Za-z0-9][A-Za-z0-9._-]{0,199}``. ``disk``: absolute, normalised path of a block
@@ -146,8 +147,8 @@ class Step:
         return attrs.asdict(self) if attrs.has(kind) else dict(vars(self))  # type: ignore[arg-type]  # has() knows
 
 
-@attrs.frozen
-class Node:
+@attrs.frozen(eq=False, repr=False)
+class Node(Value):
     """Something made in a new in-memory file system: a directory, or with ``link`` a symbolic link to that
     text, or with ``device`` (major, minor) a character device. ``path`` is relative to the mount point."""
 
@@ -165,8 +166,8 @@ def _nodes(nodes: Iterable[Node]) -> tuple[Node, ...]:
     return tuple(nodes)
 
 
-@attrs.frozen
-class MountPoint:
+@attrs.frozen(eq=False, repr=False)
+class MountPoint(Value):
     """A mount of the instance's tree.
 
     ``target``: absolute, normalised path inside the root; ``/`` is the root itself. ``source``: a block
@@ -211,8 +212,8 @@ class MountPoint:
         return f"{kind + ' ' if kind and kind != source else ''}{source} on {where}{options}"
 
 
-@attrs.frozen
-class Omit:
+@attrs.frozen(eq=False, repr=False)
+class Omit(Value):
     """Nothing is to be mounted on ``target``, whatever a plugin asked later says."""
 
     target: str = attrs.field()
@@ -227,8 +228,8 @@ class Omit:
         paths.check_at(value)
 
 
-@attrs.frozen
-class Mount:
+@attrs.frozen(eq=False, repr=False)
+class Mount(Value):
     """One line of the mount table that belongs to an instance; what ``unmount_ordering`` orders.
 
     ``target`` and ``at`` as in ``MountPoint``, bytes that are no UTF-8 as surrogate escapes. ``id`` and
@@ -244,8 +245,8 @@ class Mount:
     parent: int
 
 
-@attrs.frozen
-class Command:
+@attrs.frozen(eq=False, repr=False)
+class Command(Value):
     """What to run inside: ``argv`` (``argv[0]`` an absolute path in the root), more environment
     variables, and a time-out in seconds."""
 
@@ -275,8 +276,8 @@ class NoCommand:
 NO_COMMAND = NoCommand()
 
 
-@attrs.frozen
-class Entry:
+@attrs.frozen(eq=False, repr=False)
+class Entry(Value):
     """How a process gets inside.
 
     ``method``: ``chroot``, or ``pivot_root`` for a mount namespace of its own in which nothing but the root is left
@@ -344,8 +345,8 @@ def _recipients(to: str | Iterable[int]) -> str | tuple[int, ...]:
     return to if isinstance(to, str) else tuple(to)
 
 
-@attrs.frozen
-class Escalation:
+@attrs.frozen(eq=False, repr=False)
+class Escalation(Value):
     """Send ``signal`` (a number or ``signal.Signals``), then wait at most ``grace`` seconds.
 
     ``to``: ``own`` (the instance's own processes), ``all`` (also the outside holders that were given), or pids
@@ -357,8 +358,8 @@ class Escalation:
     to: str | tuple[int, ...] = attrs.field(default="own", converter=_recipients)
 
 
-@attrs.frozen
-class Problem:
+@attrs.frozen(eq=False, repr=False)
+class Problem(Value):
     """Something that stands in the way of a start: one sentence, and what to do about it.
 
     With ``warning`` it is told, and the start goes on.
@@ -378,8 +379,8 @@ _TYPES = (str, bool, int, float, list, dict)
 _Type = type  # inside Parameter, "type" is its field
 
 
-@attrs.frozen
-class Parameter:
+@attrs.frozen(eq=False, repr=False)
+class Parameter(Value):
     """A parameter of an instance: a key of its definition.
 
     ``name``: ``[a-z][a-z0-9_]*``. ``type``: the type of the value in TOML (``str``, ``bool``, ``int``, ``float``, ``list``, ``dict``), or a
@@ -444,8 +445,8 @@ FIELDS = (
 )
 
 
-@attrs.frozen
-class Event:
+@attrs.frozen(eq=False, repr=False)
+class Event(Value):
     """What an observer is told: a step begins, ends or fails, or something must be said.
 
     ``what``: ``begin``, ``end`` or ``fail`` of the step that ``does`` describes; ``warning``, with the sentence in ``does``; or
@@ -463,8 +464,8 @@ class Event:
     output: bytes = b""
 
 
-@attrs.frozen
-class PlannedStep:
+@attrs.frozen(eq=False, repr=False)
+class PlannedStep(Value):
     """One line of a plan: ``stage``, what it ``does``, and the name of the ``plugin`` that answered."""
 
     stage: Stage
@@ -472,8 +473,8 @@ class PlannedStep:
     plugin: str
 
 
-@attrs.frozen
-class Plan:
+@attrs.frozen(eq=False, repr=False)
+class Plan(Value):
     """What a verb would do; nothing has been touched."""
 
     verb: str

@@ -19,6 +19,7 @@ import pluggy
 from chrootfw import deprecated, hookspecs, installed
 from chrootfw.errors import PluginError, PluginLoadError, nearest
 from chrootfw.hook_calls import where
+from chrootfw.values import Value
 
 #: The attribute that ``chrootfw.hookimpl`` gives a function.
 _MARK = f"{hookspecs.hookimpl.project_name}_impl"
@@ -41,8 +42,8 @@ GROUP = "chrootfw"
 INSTANCE_GROUP = "chrootfw.instance"
 
 
-@attrs.frozen
-class PluginRecord:
+@attrs.frozen(eq=False, repr=False)
+class PluginRecord(Value):
     """A plugin as people know it. ``band``: ``default``, ``first-party``, ``installed``, ``instance`` or ``object``."""
 
     name: str

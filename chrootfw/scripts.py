@@ -18,6 +18,7 @@ from chrootfw.model import Command, Entry, Instance
 from chrootfw.system import children, spawn, users
 from chrootfw.system.isolation import Isolation
 from chrootfw.system.namespaces import Joined
+from chrootfw.values import Value
 
 #: How much of a script's output is kept, in bytes: its end.
 OUTPUT_MAX = 64 * 1024
@@ -30,8 +31,8 @@ _HINTS = {
 }
 
 
-@attrs.frozen
-class Result:
+@attrs.frozen(eq=False, repr=False)
+class Result(Value):
     """How a script ended. ``status``: exit status, negative for a signal, ``None`` when its time ran out.
     ``output``: at most the last 64 KiB."""
 

@@ -28,11 +28,12 @@ from chrootfw.planning import transitions
 from chrootfw.system import cgroups, deadlines, disks, store
 from chrootfw.system.isolation import Isolation
 from chrootfw.system.root import Root
+from chrootfw.values import Value
 from chrootfw.views import InstanceState
 
 
-@attrs.frozen
-class Answers:
+@attrs.frozen(eq=False, repr=False)
+class Answers(Value):
     """What the plugins decided for a start, before anything is touched."""
 
     points: Sequence[tuple[str, MountPoint]]

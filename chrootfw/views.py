@@ -6,6 +6,8 @@ milliseconds (importing attrs costs 25 ms).
 
 from __future__ import annotations
 
+from chrootfw.values import Value
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -38,38 +40,23 @@ InstanceState.RUNNING = InstanceState("running")
 InstanceState.HELD = InstanceState("held")
 
 
-class _Value:
-    """Equality, repr and a dict for classes that are nothing but their slots."""
-
+class _View(Value):
     __slots__: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, object]:
         """The slots by name, in order; values inside are turned likewise."""
         return {name: _plain(getattr(self, name)) for name in self.__slots__}
 
-    def __eq__(self, other: object) -> bool:
-        if type(other) is not type(self):
-            return NotImplemented
-        return all(getattr(self, name) == getattr(other, name) for name in self.__slots__)
-
-    def __hash__(self) -> int:
-        values = (getattr(self, name) for name in self.__slots__)
-        return hash(tuple(value for value in values if isinstance(value, str | int | float)))
-
-    def __repr__(self) -> str:
-        inside = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.__slots__)
-        return f"{type(self).__name__}({inside})"
-
 
 def _plain(value: object) -> object:
-    if isinstance(value, _Value):
+    if isinstance(value, _View):
         return value.to_dict()
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value
 
 
-class Process(_Value):
+class Process(_View):
     """A process that lives in an instance or holds something of it.
 
     ``why`` says how it is tied to the instance: ``cgroup`` or ``root`` for the instance's own;
@@ -107,7 +94,7 @@ class Process(_Value):
         return f"{who}: {self.why}{' ' + self.what if self.what else ''}"
 
 
-class InstanceInfo(_Value):
+class InstanceInfo(_View):
     """One instance as the kernel shows it.
 
     ``memory_bytes`` is in bytes and ``cpu_seconds`` in seconds (``None`` where nothing counts
@@ -200,7 +187,7 @@ class InstanceInfo(_Value):
         return shown
 
 
-class NodeInfo(_Value):
+class NodeInfo(_View):
     """The machine: memory and disk space in MiB, load averages, counts."""
 
     __slots__ = (
@@ -245,7 +232,7 @@ class NodeInfo(_Value):
         self.image_disks = image_disks
 
 
-class Check(_Value):
+class Check(_View):
     """One line of ``verify``: ``status`` is ``ok``, ``warning`` or ``error``."""
 
     __slots__ = ("detail", "hint", "name", "status")

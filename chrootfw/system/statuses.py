@@ -38,12 +38,13 @@ class _Batch:
         rooms = [mmap.mmap(-1, size) for size in ((_ONCE * _STEP + 1) * 8, _ONCE * length, _ONCE * _ANSWER * 8)]
         self.table, self.paths, answers = rooms
         self.first, paths, answer = (ctypes.addressof(ctypes.c_char.from_buffer(room)) for room in rooms)
-        words: list[int] = []
-        for number in range(_ONCE):
-            after = self.first + (number + 1) * _STEP * 8
-            where = answer + number * _ANSWER * 8
-            path = paths + number * length
-            words += (_STATX, syscalls.AT_FDCWD, path, _FLAGS, syscalls.STATX_BASIC_AND_MNT_ID, where, 0, 0, after, 0)
+        words = [_STATX, syscalls.AT_FDCWD, 0, _FLAGS, syscalls.STATX_BASIC_AND_MNT_ID, 0, 0, 0, 0, 0] * _ONCE
+        for column, begin, step in (
+            (2, paths, length),
+            (5, answer, _ANSWER * 8),
+            (8, self.first + _STEP * 8, _STEP * 8),
+        ):
+            words[column::_STEP] = range(begin, begin + _ONCE * step, step)
         struct.pack_into(f"={len(words)}q", self.table, 0, *words)
         self.words = memoryview(self.table).cast("q")
         self.answers = memoryview(answers).cast("Q")

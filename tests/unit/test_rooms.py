@@ -16,7 +16,7 @@ PACKAGE = Path(chrootfw.__file__).parent
 
 #: From the ground up. A room may import rooms of a lower floor, and of its own floor those named before it.
 FLOORS = (
-    ("errors", "log", "planning", "planning.paths", "planning.privileges", "views"),
+    ("errors", "log", "planning", "planning.paths", "planning.privileges", "values", "views"),
     ("model",),
     ("planning.mount_order", "planning.kill_plan", "planning.transitions"),
     (
