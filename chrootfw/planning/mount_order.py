@@ -71,7 +71,7 @@ def check_unmount_order(mounts: Sequence[Mount], order: Sequence[Mount]) -> str 
     given = {mount.id: mount for mount in mounts}
     seen: set[int] = set()
     for mount in order:
-        if mount.id not in given or given[mount.id] != mount:
+        if (known := given.get(mount.id)) is not mount and known != mount:
             return f"it invents a mount that is not there: {mount.target} (mount ID {mount.id})"
         if mount.id in seen:
             return f"it names {mount.target} (mount ID {mount.id}) twice"

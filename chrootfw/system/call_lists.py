@@ -127,9 +127,9 @@ class CallList:
         """The steps, for ``extend``; whoever takes them keeps this list."""
         return tuple(self._words)
 
-    def skip(self, first: int) -> None:
-        """If one of the steps from ``first`` on fails, go on with the step that is added next."""
-        for index in range(first, len(self.names)):
+    def skip(self, first: int, before: int | None = None) -> None:
+        """If one of the steps from ``first`` on fails (of those ``before`` another), go on with the step that is added next."""
+        for index in range(first, len(self.names) if before is None else before):
             self._words[index * 10 + 8] = len(self.names)
 
     def room(self, size: int) -> Room:

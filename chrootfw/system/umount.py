@@ -43,7 +43,7 @@ def unmount(
         how = syscalls.OpenHow(
             os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, 0, syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_SYMLINKS
         )
-        begins = [_add(calls, entry.mount_point[len(directory) + 1 :], entry.id, how, status) for entry in entries]
+        begins = _add(calls, [(entry.mount_point[len(directory) + 1 :], entry.id) for entry in entries], how, status)
         overdue = None
         try:
             deadlines.carry_out("unmount", calls, seconds=seconds)
@@ -58,19 +58,25 @@ def unmount(
     return [_outcome(results[slice(*steps)]) for steps in itertools.pairwise([*begins, len(results)])], overdue
 
 
-def _add(calls: CallList, path: bytes, mount_id: int, how: ctypes.Structure, status: int) -> int:
-    """The calls for one mount: where they begin in the list. Whichever of them fails, the next mount comes."""
-    parent, _, name = path.rpartition(b"/")
-    text = ctypes.create_string_buffer(name)
-    # What is left of another mount; then 1 is the lowest number that is free.
-    begin = calls.add("close_range", 1, _TO_THE_LAST, 0)
-    calls.add("openat2", 0, parent or b".", how, ctypes.sizeof(how))
-    calls.add("fchdir", 1)
-    calls.add("statx", syscalls.AT_FDCWD, text, _FLAGS, syscalls.STATX_MNT_ID, status)
-    calls.compare(status + syscalls.STATX_MNT_ID_OFFSET, mount_id)
-    calls.add("umount2", text, syscalls.UMOUNT_NOFOLLOW)
-    calls.skip(begin)
-    return begin
+def _add(calls: CallList, mounted: Sequence[tuple[bytes, int]], how: ctypes.Structure, status: int) -> list[int]:
+    """The calls for mounts, given by path and ID: where those of each begin in the list. Whichever of them fails, the next mount comes."""
+    begins = []
+    for parent, group in itertools.groupby(mounted, lambda each: each[0].rpartition(b"/")[0]):
+        # What is left of another directory; then 1 is the lowest number that is free.
+        opened = calls.add("close_range", 1, _TO_THE_LAST, 0)
+        calls.add("openat2", 0, parent or b".", how, ctypes.sizeof(how))
+        first = calls.add("fchdir", 1) + 1
+        begin = opened
+        for path, mount_id in group:
+            text = ctypes.create_string_buffer(path.rpartition(b"/")[2])
+            begins.append(begin)
+            look = calls.add("statx", syscalls.AT_FDCWD, text, _FLAGS, syscalls.STATX_MNT_ID, status)
+            calls.compare(status + syscalls.STATX_MNT_ID_OFFSET, mount_id)
+            calls.add("umount2", text, syscalls.UMOUNT_NOFOLLOW)
+            calls.skip(look)
+            begin = look + 3
+        calls.skip(opened, before=first)
+    return begins
 
 
 def _outcome(results: Sequence[int]) -> int | None:

@@ -237,6 +237,36 @@ def test_a_busy_mount_is_an_error_and_stays(base, where):
     on_ground(base, test)
 
 
+@pytest.mark.parametrize("parent", [b"", b"/in"])
+def test_of_mounts_in_one_directory_each_has_its_own_outcome(base, parent):
+    """The directory is opened once for all of them."""
+
+    def test(ground):
+        def mounted(path):
+            point = ground.root + path
+            os.makedirs(point, exist_ok=True)
+            tmpfs(point)
+            return entry_of(point)
+
+        first, busy, replaced, last = (mounted(parent + b"/" + name) for name in (b"a", b"b", b"c", b"d"))
+        gone = mounted(b"/gone/a")
+        move(gone.mount_point, ground.witness)
+        os.rmdir(gone.mount_point)
+        os.rmdir(os.path.dirname(gone.mount_point))
+        mounted(parent + b"/c")  # over the other
+        order = [first, busy, gone, gone, replaced, last]
+        fd = os.open(busy.mount_point, os.O_RDONLY)
+        try:
+            outcomes, overdue = umount.unmount(os.path.dirname(ground.root), order, seconds=60)
+        finally:
+            os.close(fd)
+        assert (outcomes, overdue) == ([0, errno.EBUSY, None, None, None, 0], None)
+        assert [entry.id for entry in mounts.below(ground.root + parent)[-3:]][:2] == [busy.id, replaced.id]
+        umount.unmount(os.path.dirname(ground.witness), [entry_of(ground.witness)], seconds=60)  # what was moved there
+
+    on_ground(base, test)
+
+
 @pytest.mark.parametrize("over", ["", "a", "a/b"])
 @pytest.mark.parametrize("then", ["nothing", "directory", "mount", "symlink", "symlink above", "file above"])
 def test_a_path_that_leads_elsewhere_now_is_left_alone(base, over, then):
