@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from chrootfw.errors import DefinitionError, InputError, nearest
@@ -103,12 +104,19 @@ def with_place(error: InputError, config_dir: str, name: str, text: str) -> Defi
     return _placed(error, f"{config_dir}/{name}.toml", text)
 
 
-def resolve(instance: Instance, declared: Sequence[tuple[str, Parameter]]) -> Instance:
-    """The instance with every parameter checked, and defaults filled in. Raises ``InputError``, and ``PluginError`` for a check that is wrong."""
-    known = {parameter.name: parameter for _, parameter in declared}
-    known |= {
-        parameter.name: parameter for parameter in FIELDS if parameter.name in ("require_process", "disk_timeout")
-    }
+def _by_itself(_plugin: str, parameter: Parameter, value: Any) -> str | None:
+    return parameter.check(value)
+
+
+def resolve(
+    instance: Instance,
+    declared: Sequence[tuple[str, Parameter]],
+    check: Callable[[str, Parameter, Any], str | None] = _by_itself,
+) -> Instance:
+    """The instance with every parameter checked, and defaults filled in. Raises ``InputError``, and what ``check`` raises, which calls a
+    plugin's check of a value."""
+    own = [("", parameter) for parameter in FIELDS if parameter.name in ("require_process", "disk_timeout")]
+    known = {parameter.name: (plugin, parameter) for plugin, parameter in (*declared, *own)}
     filled: dict[str, Any] = {}
     for key, value in instance.params.items():
         if key in ("disk", "init_script", "plugins", "name"):
@@ -119,8 +127,9 @@ def resolve(instance: Instance, declared: Sequence[tuple[str, Parameter]]) -> In
                 f"there is no parameter {key!r}" + (f"; did you mean {near!r}?" if near else ""),
                 hint="chrootfw parameters lists those that there are",
             )
-        filled[key] = _checked(known[key], value)
-    return _with_defaults(instance, filled, list(known.values()))
+        plugin, parameter = known[key]
+        filled[key] = _checked(parameter, value, partial(check if plugin else _by_itself, plugin, parameter))
+    return _with_defaults(instance, filled, [parameter for _, parameter in known.values()])
 
 
 def complete(instance: Instance, declared: Sequence[tuple[str, Parameter]]) -> Instance:
@@ -135,11 +144,11 @@ def _with_defaults(instance: Instance, params: dict[str, Any], known: Sequence[P
     return Instance(instance.name, instance.disk, instance.init_script, params, instance.plugins)
 
 
-def _checked(parameter: Parameter, value: Any) -> Any:
+def _checked(parameter: Parameter, value: Any, check: Callable[[Any], str | None]) -> Any:
     if not parameter.fits(value):
         wanted = " or ".join(_TYPE_NAMES[kind] for kind in parameter.types)
         raise InputError(f"the parameter {parameter.name} is {value!r}; it must be {wanted}", hint=parameter.help)
-    if wrong := parameter.check(value):
+    if wrong := check(value):
         raise InputError(f"the parameter {parameter.name} is {value!r}: {wrong}", hint=parameter.help)
     return list(value) if isinstance(value, tuple) else value
 

@@ -6,6 +6,7 @@ import builtins
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
@@ -277,9 +278,13 @@ class Runtime:
         return self._job(self._resolve(wanted, registry, text), registry)
 
     def parameters(self, plugins: Sequence[str] = ()) -> builtins.list[tuple[str, Parameter]]:
-        """``(plugin, Parameter)`` pairs; the core's own have no plugin name."""
+        """``(plugin, Parameter)`` pairs; the core's own have no plugin name. A check that goes wrong raises ``PluginError``."""
         stages = self._stages(self._registry.for_instance(plugins))
-        return [*(("", parameter) for parameter in FIELDS), *stages.parameters()]
+        declared = [
+            (plugin, attrs.evolve(parameter, check=partial(stages.check_parameter, plugin, parameter)))
+            for plugin, parameter in stages.parameters()
+        ]
+        return [*(("", parameter) for parameter in FIELDS), *declared]
 
     def plan(self, verb: Literal["start", "stop"], instance: Instance | str) -> Plan:
         """What a verb would do, and which plugin answered; touches nothing."""
@@ -412,7 +417,8 @@ class Runtime:
 
     def _resolve(self, instance: Instance, registry: Registry, text: str | None) -> Instance:
         try:
-            return config.resolve(instance, self._stages(registry).parameters())
+            stages = self._stages(registry)
+            return config.resolve(instance, stages.parameters(), stages.check_parameter)
         except InputError as error:
             if text is not None and not isinstance(error, DefinitionError):
                 raise config.with_place(error, self.config_dir, instance.name, text) from error

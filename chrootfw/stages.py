@@ -11,7 +11,6 @@ from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import attrs
 import pluggy
 
 from chrootfw import log
@@ -76,7 +75,7 @@ class Stages:
     # -- contribute ---------------------------------------------------------------------------------
 
     def parameters(self) -> list[tuple[str, Parameter]]:
-        """``(plugin, Parameter)`` pairs, each with a check that blames; a name that is taken is refused."""
+        """``(plugin, Parameter)`` pairs; a name that is taken is refused."""
         hook = "chrootfw_parameters"
         declared: dict[str, tuple[str, Parameter]] = {}
         for plugin, answer in reversed(self._contributed(hook, {}, Parameter, None)):
@@ -85,12 +84,14 @@ class Stages:
                 taken = f"which {self._who(declared[answer.name][0])} declares too"
             if taken:
                 raise self._error(plugin, hook, None, f"declares the parameter {answer.name!r}, {taken}")
-            if answer.check is not always_right:
-                answer = attrs.evolve(answer, check=partial(self._check_parameter, plugin, answer))  # noqa: PLW2901
             declared[answer.name] = (plugin, answer)
         return list(declared.values())
 
-    def _check_parameter(self, plugin: str, parameter: Parameter, value: Any) -> str | None:
+    def check_parameter(self, plugin: str, parameter: Parameter, value: Any) -> str | None:
+        """What the check of a plugin's parameter says of a value; called like a hook."""
+        if parameter.check is always_right:
+            return None
+
         def check() -> str | None:
             try:
                 return parameter.check(value)

@@ -175,7 +175,8 @@ def _definitions(config_dir: str, registry: Registry) -> Iterator[Check]:
             own = registry.for_instance(found[0].plugins)
             own.check_loaded()
             try:
-                config.resolve(found[0], Stages(own, lambda _event: None).parameters())
+                stages = Stages(own, lambda _event: None)
+                config.resolve(found[0], stages.parameters(), stages.check_parameter)
             except ChrootfwError as error:
                 raise config.with_place(error, config_dir, name, found[1]) from error  # type: ignore[arg-type]
         except ChrootfwError as error:

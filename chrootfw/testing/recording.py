@@ -151,7 +151,7 @@ class RecordingRuntime:
         registry = self._registry.for_instance(instance.plugins)
         registry.check_loaded()
         stages = Stages(registry, book.events.append)
-        resolved = config.resolve(instance, stages.parameters())
+        resolved = config.resolve(instance, stages.parameters(), stages.check_parameter)
 
         def tell(event: Event) -> None:
             job.book.events.append(event)
