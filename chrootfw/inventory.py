@@ -16,7 +16,7 @@ from chrootfw.views import InstanceInfo, InstanceState
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Any
 
     from chrootfw.system import statuses
@@ -92,9 +92,8 @@ class Survey:
         self.v1_groups = cgroups.Groups(v1)
         self._tracked: dict[str, list[int]] = {}
         self._populated: dict[str, bool] = {}
-        self._looked: tuple[dict[int, list[int]], list[tuple[int, statuses.Status]]] | None = None
+        self._looked: dict[int, list[tuple[int, statuses.Status]]] | None = None
         self._rooted: dict[str, list[int]] = {}
-        self._devices: dict[str, set[int] | None] = {}
         self._copies: dict[tuple[str, int], frozenset[int]] = {}
         self._namespaces: dict[int, list[int]] | None = None
         self._counts_memory: bool | None = None
@@ -145,14 +144,19 @@ class Survey:
 
     def is_mounted(self, name: str) -> bool:
         """Whether it has a mount."""
-        if self._raw_table is None and (seen := _looks_mounted(f"{self.run_dir}/{name}")) is not None:
-            return seen
-        return bool(self._lines_of(name))
+        if self._raw_table is None and name not in self._entries:
+            seen = next(_seen(f"{self.run_dir}/{name}"), "")
+            if seen is not None:
+                return bool(seen)
+        return bool(self.mounts(name))
 
     def mounts(self, name: str) -> list[MountEntry]:
         """The instance's mounts: its root, what is below it, its auxiliary layers."""
         if name not in self._entries:
-            self._entries[name] = [mounts.parse_line(line) for line in self._lines_of(name)]
+            known = _listed(f"{self.run_dir}/{name}") if self._raw_table is None else None
+            if known is None:
+                known = [mounts.parse_line(line) for line in self._lines_of(name)]
+            self._entries[name] = known
         return self._entries[name]
 
     def _name_at(self, entry: MountEntry) -> str | None:
@@ -180,37 +184,31 @@ class Survey:
         return self._populated[name]
 
     def rooted(self, name: str) -> list[int]:
-        """The processes whose root directory is in its mounts; the one pass serves every instance."""
+        """The processes whose root directory is in its mounts; the one pass over all processes serves every instance."""
         if name not in self._rooted:
             entries = self.mounts(name)  # no mounts means no users, never all
-            here, elsewhere = self._roots() if entries else ({}, ())
-            found = [pid for entry in entries for pid in here.get(entry.id, ())]
-            found += [pid for pid, root in elsewhere if self._is_in_copy(name, pid, root)]
-            self._rooted[name] = sorted(found)
+            ours = {entry.id for entry in entries}
+            found, elsewhere = [], []
+            for mount_id, those in self._roots().items() if entries else ():
+                if mount_id in ours:
+                    found += [pid for pid, _ in those]
+                else:
+                    elsewhere += those
+            self._rooted[name] = sorted([*found, *self._in_copies(name, elsewhere)])
         return self._rooted[name]
 
-    def _roots(self) -> tuple[dict[int, list[int]], list[tuple[int, statuses.Status]]]:
-        """The processes that have another root directory than the caller: by its mount's ID where that is a mount of the caller's mount
-        namespace; the others, each with the status of its root."""
+    def _roots(self) -> dict[int, list[tuple[int, statuses.Status]]]:
+        """The processes that have another root directory than the caller, each with the status of its root, by the ID of its mount."""
         if self._looked is None:
             from chrootfw.system import holders
 
             mine = holders.root(os.getpid())
-            entry = mounts.by_id(self.raw_table, mine[-1]) if mine else None
-            if entry and self._name_at(entry):
-                mine = None  # the caller is in an instance itself
             pids = processes.all_pids()
-            by_mount: dict[int, list[int]] = {}
-            elsewhere = []
-            known = mounts.ids(self.raw_table)
+            self._looked = {}
             for pid, root in zip(pids, holders.roots(pids), strict=True):
                 if root is None or (mine and (root[-1] == mine[-1] or (root[1], root[3]) == (mine[1], mine[3]))):
                     continue  # nearly all
-                if root[-1] in known:
-                    by_mount.setdefault(root[-1], []).append(pid)
-                else:
-                    elsewhere.append((pid, root))
-            self._looked = by_mount, elsewhere
+                self._looked.setdefault(root[-1], []).append((pid, root))
         return self._looked
 
     def owner(self, pid: int) -> str | None:
@@ -224,23 +222,36 @@ class Survey:
         entry = mounts.by_id(self.raw_table, root[-1])
         if entry is not None:
             return self._name_at(entry)
-        return next((name for name in self._lines if self._is_in_copy(name, pid, root)), None)
+        return next((name for name in self._lines if self._in_copies(name, [(pid, root)])), None)
 
-    def _is_in_copy(self, name: str, pid: int, root: statuses.Status) -> bool:
-        """Whether a root directory is in a copy of the instance's mounts, which another mount namespace has."""
+    def _in_copies(self, name: str, suspects: Sequence[tuple[int, statuses.Status]]) -> list[int]:
+        """Those whose root directory is in a copy of the instance's mounts, which another mount namespace has."""
+        if not suspects:
+            return []
+        from chrootfw.system import statuses, syscalls
+
         entries = self.mounts(name)
-        if name not in self._devices:
-            from chrootfw.system import statuses
-
-            numbers = {statuses.packed(os.major(entry.dev), os.minor(entry.dev)) for entry in entries}
-            self._devices[name] = numbers if all(entry.fstype in _ONE_NUMBER for entry in entries) else None
-        devices = self._devices[name]
-        if devices is not None and root[3] not in devices:
-            return False
-        space = processes.namespace(pid)
-        if (name, space) not in self._copies:
-            self._copies[name, space] = self._copies_in(pid, entries)
-        return root[-1] in self._copies[name, space]
+        if all(entry.fstype in _ONE_NUMBER for entry in entries):
+            devices = [statuses.packed(os.major(entry.dev), os.minor(entry.dev)) for entry in entries]
+            (top,) = statuses.statuses([os.fsencode(intents.root(self.run_dir, name))])
+            # Most are the root directories of other instances, from the same file system.
+            others = top[3] if top and devices.count(top[3]) == 1 else None
+            suspects = [
+                (pid, root)
+                for pid, root in suspects
+                if root[3] in devices
+                and (root[3] != others or not root[4] & syscalls.STATX_ATTR_MOUNT_ROOT or (top and root[1] == top[1]))
+            ]
+        spaces = statuses.statuses([b"/proc/%d/ns/mnt" % pid for pid, _ in suspects])
+        found = []
+        for (pid, root), space in zip(suspects, spaces, strict=True):
+            if space is None or space[1] == self._places.namespace:
+                continue
+            if (name, space[1]) not in self._copies:
+                self._copies[name, space[1]] = self._copies_in(pid, entries)
+            if root[-1] in self._copies[name, space[1]]:
+                found.append(pid)
+        return found
 
     def _copies_in(self, pid: int, entries: Sequence[MountEntry]) -> frozenset[int]:
         """The IDs of the copies of some mounts in a process's mount namespace: the same part of the same file system, which is mounted
@@ -317,32 +328,48 @@ class Survey:
         return InstanceState.MOUNTED if mounted else InstanceState.ABSENT
 
 
-def _looks_mounted(directory: str) -> bool | None:
-    """Whether an instance has a mount, by the mount IDs of its directory and its root; ``None`` if only the mount table can tell.
+def _seen(directory: str) -> Iterator[str | None]:
+    """The mount points of an instance on which something is mounted, by mount IDs; ``None`` for one about which only the mount table can tell.
 
     The kernel takes a microsecond for each line of the table, however few are about this instance.
     """
     from chrootfw.system import syscalls
 
+    root, aux = f"{directory}/root", f"{directory}/aux"
     try:
         mount_id = syscalls.statx(directory, follow=False).mnt_id
     except (FileNotFoundError, NotADirectoryError):
-        return False  # below a directory that is not there is no mount
-    layers = _names(f"{directory}/aux") or []
-    for place in (f"{directory}/root", f"{directory}/aux", *(f"{directory}/aux/{layer}" for layer in layers)):
+        return  # below a directory that is not there is no mount
+    except OSError:
+        yield None
+        return
+    for place in (root, aux):
         try:
             if syscalls.statx(place, follow=False).mnt_id != mount_id:
-                return True
-        except (FileNotFoundError, NotADirectoryError):
+                yield place
+                continue
+            for each in [root] if place == root else [f"{aux}/{name}" for name in os.listdir(aux)]:
+                if syscalls.statx(each, follow=False).mnt_id != mount_id:
+                    yield each
+                elif os.listdir(each):
+                    yield None  # something may be mounted on what is in there
+        except FileNotFoundError:
             continue
-        if not place.endswith("/aux") and _names(place) != []:
-            return None  # something may be mounted on what is in there
-    return False
+        except OSError:
+            yield None
 
 
-def _names(directory: str) -> list[str] | None:
+def _listed(directory: str) -> list[MountEntry] | None:
+    """The mounts of an instance without the mount table; ``None`` if only that can tell."""
+    from chrootfw.system import listmount
+
+    places = []
+    for place in _seen(directory):
+        if place is None:
+            return None
+        places.append(place)
     try:
-        return os.listdir(directory)
+        return listmount.on(places)
     except OSError:
         return None
 

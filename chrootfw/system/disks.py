@@ -120,24 +120,24 @@ def _users(disk: Disk) -> list[str]:
     found: list[str] = []
     if disk.kind == "directory":
         return found
-    table = mounts.read_table()
     if disk.kind == "image":
         for device in loops.over({(disk.dev, disk.ino): disk.path}):
-            points = _mounted_on(os.stat(device).st_rdev, table)
-            found.extend(points or [f"attached as {device}"])
+            found.extend(_mounted_on(os.stat(device).st_rdev) or [f"attached as {device}"])
     elif disk.kind == "block":
         if disk.file is not None:
             others = [device for device in loops.over({disk.file: disk.path}) if os.stat(device).st_rdev != disk.rdev]
             for device in others:
-                points = _mounted_on(os.stat(device).st_rdev, table)
-                found.extend(points or [f"its file is attached as {device} too"])
-        found.extend(_mounted_on(disk.rdev, table))
-        if not found and not is_free(disk.path):
-            found.append("in use by the kernel (swap, LVM, RAID, device mapper), or mounted in another mount namespace")
+                found.extend(_mounted_on(os.stat(device).st_rdev) or [f"its file is attached as {device} too"])
+        if not is_free(disk.path):  # what is mounted is not: no need to read the mount table
+            found.extend(_mounted_on(disk.rdev))
+            found = found or [
+                "in use by the kernel (swap, LVM, RAID, device mapper), or mounted in another mount namespace"
+            ]
     return found
 
 
-def _mounted_on(rdev: int, table: bytes) -> list[str]:
+def _mounted_on(rdev: int) -> list[str]:
+    table = mounts.read_table()
     entries = mounts.of_device(table, rdev)
     for entry in mounts.on_several_devices(table):
         try:

@@ -137,7 +137,7 @@ def _ties(
     for (pid, why), path, status in zip(looks, paths, statuses.statuses(paths), strict=True):
         if status is None or pid in found:
             continue
-        mode, inode, device_file, device, mount_id = status
+        mode, inode, device_file, device, _, mount_id = status
         if mount_id in ids:
             found[pid] = why, _readlink(path)
         elif why != "fd":

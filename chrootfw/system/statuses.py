@@ -15,8 +15,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    #: mode, inode, device of a device file and device as ``packed``, mount ID.
-    Status = tuple[int, int, int, int, int]
+    #: mode, inode, device of a device file and device as ``packed``, attributes (STATX_ATTR_*), mount ID.
+    Status = tuple[int, int, int, int, int, int]
 
 _FLAGS = syscalls.AT_STATX_DONT_SYNC | syscalls.AT_NO_AUTOMOUNT
 #: So many at a time.
@@ -99,11 +99,11 @@ def statuses(paths: Sequence[bytes]) -> list[Status | None]:
             if status is None:
                 found.append(None)
             else:
-                _, mode, inode, *numbers, mount_id = status
-                found.append((mode, inode, packed(*numbers[:2]), packed(*numbers[2:]), mount_id))
+                attributes, _, mode, inode, *numbers, mount_id = status
+                found.append((mode, inode, packed(*numbers[:2]), packed(*numbers[2:]), attributes, mount_id))
         return found
     for batch, count in _looks(paths):
-        columns = [batch.of(count, word) for word in (4, 16, 17, 18)]
+        columns = [batch.of(count, word) for word in (4, 16, 17, 1, 18)]
         modes = batch.modes[14 : count * _ANSWER * 4 : _ANSWER * 4].tolist()
         rows = zip(modes, *columns, strict=True)
         found += [None if failed else row for row, failed in zip(rows, batch.failures(count), strict=True)]

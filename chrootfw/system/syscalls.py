@@ -10,7 +10,6 @@ import ctypes
 import errno
 import os
 import struct
-import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ _syscall = CALLS.syscall
 
 _OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT = 428, 429, 430, 431, 432
 _OPENAT2, _MOUNT_SETATTR = 437, 442
-_STATMOUNT = 457
+_STATMOUNT, _LISTMOUNT = 457, 458
 _KCMP = {"x86_64": 312, "ppc64le": 354, "s390x": 343}.get(os.uname().machine, 272)
 _KCMP_FILES, _KCMP_FS = 2, 3
 
@@ -84,13 +83,24 @@ _FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING, FSCONFIG_CMD_CREATE = 0, 1, 6
 
 STATX_MNT_ID, _STATX_MNT_ID_UNIQUE = 0x1000, 0x4000
 STATX_BASIC_AND_MNT_ID = 0x07FF | STATX_MNT_ID
-#: struct statx, and of it: uid, mode, ino, rdev and dev as major and minor, mnt_id.
+STATX_ATTR_MOUNT_ROOT = 0x2000
+#: struct statx, and of it: attributes, uid, mode, ino, rdev and dev as major and minor, mnt_id.
 STATX_SIZE, STATX_MNT_ID_OFFSET = 256, 144
 _Statx = ctypes.c_char * STATX_SIZE
-#: struct mnt_id_req: size, mnt_ns_fd, mnt_id, param; struct statmount: room for it, where its strings begin.
+STATMOUNT_SB_BASIC, STATMOUNT_MNT_BASIC, STATMOUNT_MNT_ROOT, STATMOUNT_MNT_POINT = 0x1, 0x2, 0x8, 0x10
+STATMOUNT_FS_TYPE, STATMOUNT_FS_SUBTYPE, STATMOUNT_SB_SOURCE = 0x20, 0x100, 0x200
+#: struct mnt_id_req: size, mnt_ns_fd, mnt_id, param.
 _MNT_ID_REQ = struct.Struct("=IIQQ")
-_STATMOUNT_SIZE, _STATMOUNT_STRINGS, _STATMOUNT_FS_TYPE = 1024, 512, 0x20
-_STATX_FIELDS = struct.Struct("=20xI4xH2xQ88x4IQ")
+#: struct statmount: room for it, and of it mask, device, IDs (both kinds, of the mount and its parent) and attributes; where its texts
+#: begin, and where it is said how far from there each does.
+_STATMOUNT_SIZE, _STATMOUNT_STRINGS = 16384, 512
+_STATMOUNT_FIELDS = struct.Struct("=8xQII16xQQIIQ")
+_STATMOUNT_TEXTS = {
+    STATMOUNT_MNT_ROOT: 104, STATMOUNT_MNT_POINT: 108, STATMOUNT_FS_TYPE: 36, STATMOUNT_FS_SUBTYPE: 120,
+    STATMOUNT_SB_SOURCE: 124,
+}  # fmt: skip
+_WORD = struct.Struct("=I")
+_STATX_FIELDS = struct.Struct("=8xQ4xI4xH2xQ88x4IQ")
 
 
 def _check(result: int, call: str, path: str | bytes | None = None) -> int:
@@ -239,16 +249,17 @@ def setns(fd: int, flags: int) -> None:
 
 
 class Stat:
-    """What ``statx`` says: ``mnt_id``, ``dev`` (as in ``os.stat``), ``ino``, ``mode``, ``rdev``."""
+    """What ``statx`` says: ``mnt_id``, ``dev`` (as in ``os.stat``), ``ino``, ``mode``, ``rdev``, ``uid``, ``attributes`` (STATX_ATTR_*)."""
 
-    __slots__ = ("dev", "ino", "mnt_id", "mode", "rdev", "uid")
+    __slots__ = ("attributes", "dev", "ino", "mnt_id", "mode", "rdev", "uid")
+    attributes: int
     uid: int
     mode: int
     ino: int
     mnt_id: int
 
     def __init__(self, buffer: ctypes.Array[ctypes.c_char]) -> None:
-        self.uid, self.mode, self.ino, *devices, self.mnt_id = _STATX_FIELDS.unpack_from(buffer)
+        self.attributes, self.uid, self.mode, self.ino, *devices, self.mnt_id = _STATX_FIELDS.unpack_from(buffer)
         self.rdev, self.dev = os.makedev(*devices[:2]), os.makedev(*devices[2:])
 
 
@@ -262,22 +273,65 @@ def statx(path: str | bytes, dir_fd: int = AT_FDCWD, *, follow: bool = True) -> 
     return Stat(buffer)
 
 
-def fstype(fd: int) -> bytes | None:
-    """The type of the file system that an open file is on, by statmount(2); ``None`` before Linux 6.8."""
-    buffer = ctypes.create_string_buffer(_STATMOUNT_SIZE)  # struct statx is shorter
-    flags = AT_EMPTY_PATH | AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT
-    _check(CALLS.statx(fd, b"", flags, _STATX_MNT_ID_UNIQUE, buffer), "statx")
-    if not int.from_bytes(buffer.raw[:4], sys.byteorder) & _STATX_MNT_ID_UNIQUE:
-        return None
-    request = _MNT_ID_REQ.pack(_MNT_ID_REQ.size, 0, _STATX_FIELDS.unpack_from(buffer)[-1], _STATMOUNT_FS_TYPE)
+def unique_mount_id(path: str | bytes, dir_fd: int = AT_FDCWD) -> int:
+    """The number of a mount that no other gets in this boot, of the mount that a path, not followed, is on; 0 before Linux 6.8."""
+    flags = (AT_SYMLINK_NOFOLLOW if path else AT_EMPTY_PATH) | AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT
+    buffer = _Statx()
+    _check(CALLS.statx(dir_fd, os.fsencode(path), flags, _STATX_MNT_ID_UNIQUE, buffer), "statx", path)
+    mask, mount_id = _WORD.unpack_from(buffer)[0], _STATX_FIELDS.unpack_from(buffer)[-1]
+    return mount_id if mask & _STATX_MNT_ID_UNIQUE else 0
+
+
+class StatMount:
+    """What ``statmount`` says: the ``mask`` of what it knows; unique mount IDs, and those of the mount table; ``dev`` as in ``os.stat``;
+    ``attributes`` as of mount_setattr(2)."""
+
+    __slots__ = ("_buffer", "attributes", "dev", "id", "id_in_table", "mask", "parent", "parent_in_table")
+    mask: int
+    id: int
+    parent: int
+    attributes: int
+
+    def __init__(self, buffer: bytes) -> None:
+        self._buffer = buffer
+        self.mask, major, minor, *ids, self.attributes = _STATMOUNT_FIELDS.unpack_from(buffer)
+        self.id, self.parent, self.id_in_table, self.parent_in_table = ids
+        self.dev = os.makedev(major, minor)
+
+    def text(self, which: int) -> bytes:
+        """A text by its bit of the mask, as it is; empty if it is not known."""
+        if not self.mask & which:
+            return b""
+        begin = _STATMOUNT_STRINGS + _WORD.unpack_from(self._buffer, _STATMOUNT_TEXTS[which])[0]
+        return self._buffer[begin : self._buffer.index(b"\0", begin)]
+
+
+def statmount(mount_id: int, mask: int) -> StatMount | None:
+    """statmount(2), Linux 6.8, of a unique mount ID; ``None`` where it fails: there is no such mount, or not this much room."""
+    buffer = ctypes.create_string_buffer(_STATMOUNT_SIZE)
+    request = _MNT_ID_REQ.pack(_MNT_ID_REQ.size, 0, mount_id, mask)
     if _call(_STATMOUNT, request, buffer, ctypes.c_size_t(_STATMOUNT_SIZE), 0) < 0:
         return None
-    at = _STATMOUNT_STRINGS + int.from_bytes(buffer.raw[36:40], sys.byteorder)
-    return buffer.raw[at:].partition(b"\0")[0]
+    return StatMount(buffer.raw)
+
+
+def listmount(mount_id: int, most: int) -> list[int] | None:
+    """listmount(2), Linux 6.8: the unique IDs of at most so many mounts below one; ``None`` where it fails."""
+    found = (ctypes.c_uint64 * most)()
+    request = _MNT_ID_REQ.pack(_MNT_ID_REQ.size, 0, mount_id, 0)
+    count = _call(_LISTMOUNT, request, found, ctypes.c_size_t(most), 0)
+    return found[:count] if count >= 0 else None
+
+
+def fstype(fd: int) -> bytes | None:
+    """The type of the file system that an open file is on; ``None`` before Linux 6.8."""
+    mount_id = unique_mount_id("", fd)
+    answer = statmount(mount_id, STATMOUNT_FS_TYPE) if mount_id else None
+    return answer.text(STATMOUNT_FS_TYPE) if answer else None
 
 
 def statx_fields(path: bytes) -> tuple[int, ...] | None:
-    """``statx`` for who looks at thousands of paths: uid, mode, ino, rdev and dev as major and minor, mnt_id; ``None`` for an error."""
+    """``statx`` for who looks at thousands of paths: attributes, uid, mode, ino, rdev and dev as major and minor, mnt_id; ``None`` for an error."""
     buffer = _Statx()
     if CALLS.statx(AT_FDCWD, path, AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT, STATX_BASIC_AND_MNT_ID, buffer) < 0:
         return None

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import itertools
 import os
+import subprocess
 
 import pytest
 from hypothesis import event, example, given, settings
@@ -15,7 +16,7 @@ from private_namespace import bind, in_private_namespace, move, needs_root, tmpf
 
 from chrootfw.model import Mount
 from chrootfw.planning.mount_order import check_unmount_order, deepest_first
-from chrootfw.system import mounts, umount
+from chrootfw.system import listmount, mounts, umount
 from chrootfw.system.call_lists import NUMBERS, CallList
 
 pytestmark = needs_root
@@ -117,6 +118,23 @@ def as_mount(root, entry):
     return Mount(target, os.fsdecode(entry.source), entry.fstype.decode(), (), "root", entry.id, entry.parent)
 
 
+def fields(entries):
+    return [(e.id, e.parent, e.dev, e.root, e.mount_point, e.options, e.fstype, e.source) for e in entries]
+
+
+def check_listed(ground):
+    """What the kernel lists for a mount point is what stands in the mount table."""
+    if tuple(map(int, os.uname().release.split("-")[0].split(".")[:2])) < (6, 13):
+        assert listmount.on([os.fsdecode(ground.root)]) is None
+        return
+    inside = [mounts.below(top) for top in (ground.witness, ground.root)]
+    for top, entries in zip((ground.witness, ground.root), inside, strict=True):
+        assert fields(listmount.on([os.fsdecode(top)])) == fields(entries)
+    both = listmount.on([os.fsdecode(ground.root), os.fsdecode(ground.witness)])
+    there = {entry.id for entries in inside for entry in entries}
+    assert fields(both) == fields(entry for entry in mounts.table() if entry.id in there)
+
+
 def one_round(root):
     """Unmount once what is there; the numbers of mounts before and of those taken down."""
     entries = {entry.id: entry for entry in mounts.below(root)}
@@ -163,6 +181,7 @@ def test_every_tree_comes_down_and_nothing_else(base, tree, names):
         build(ground, tree, names)
         assert ground.ids_outside() == ground.outside, "the test itself went outside"
         count = len(mounts.below(ground.root))
+        check_listed(ground)
         rounds = tear_down(ground.root)
         assert ground.ids_outside() == ground.outside
         assert os.path.ismount(ground.witness + b"/below")
@@ -401,5 +420,28 @@ def test_unmounting_keeps_no_file_open(base):
         unmount(ground.root, first)
         tear_down(ground.root)
         assert os.listdir("/proc/thread-self/fd") == before
+
+    on_ground(base, test)
+
+
+@pytest.mark.parametrize(
+    ("fstype", "source", "options"),
+    [
+        ("tmpfs", "", "rw"),
+        ("tmpfs", "a b#c\\d\n", "ro,nosuid,nodev,noexec"),
+        ("tmpfs", "x" * 3000, "noatime,nodiratime"),
+        ("tmpfs", "none", "strictatime,nosymfollow"),
+        ("proc", "proc", "nosuid,nodev,noexec,relatime"),
+        ("overlay", "overlay", f"lowerdir={'/' * 900}usr:/etc"),
+    ],
+)
+def test_the_kernel_lists_a_mount_as_the_table_has_it(base, fstype, source, options):
+    def test(ground):
+        command = ["mount", "-t", fstype, "-o", options, source, ground.root]
+        subprocess.run(command, check=True)
+        if source:
+            check_listed(ground)
+        else:  # it does not say that there is none
+            assert listmount.on([os.fsdecode(ground.root)]) is None
 
     on_ground(base, test)

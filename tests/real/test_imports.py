@@ -11,7 +11,7 @@ import pytest
 #: What every verb takes.
 _ALWAYS = {"chrootfw", "errors", "planning", "planning.paths", "cli"}
 _LOOKING = _ALWAYS | {
-    "intents", "inventory", "system", "system.cgroups", "system.mounts", "system.processes", "system.store", "views",
+    "intents", "inventory", "system", "system.cgroups", "system.mounts", "system.processes", "system.store", "values", "views",
 }  # fmt: skip
 _CALLS = {"system.call_lists", "system.children", "system.deadlines", "system.runner", "system.syscalls"}
 _SPAWNING = {"planning.privileges", "system.isolation", "system.spawn"}
@@ -19,7 +19,7 @@ _ENTERING = {"entering", "system.root", "system.users"}
 _VERB = _LOOKING | _CALLS | _SPAWNING | _ENTERING | {
     "config", "debts", "deprecated", "hook_calls", "hookspecs", "installed", "interrupts", "jobs", "killing", "log", "model",
     "mounting", "planning.kill_plan", "planning.mount_order", "planning.transitions", "plugins", "runtime", "scripts",
-    "stages", "starting", "system.keeper", "system.namespaces", "stopping", "system.disks", "system.holders", "system.statuses", "system.loops", "system.trees", "system.umount",
+    "stages", "starting", "system.keeper", "system.listmount", "system.namespaces", "stopping", "system.disks", "system.holders", "system.statuses", "system.loops", "system.trees", "system.umount",
     "unmounting",
 }  # fmt: skip
 
@@ -32,7 +32,15 @@ EXPECTED = {
     | {"display", "system.disks", "system.holders", "system.loops", "system.sock_diag", "system.statuses"},
     "ps web1": _LOOKING
     | _CALLS
-    | {"display", "system.disks", "system.holders", "system.loops", "system.sock_diag", "system.statuses"},
+    | {
+        "display",
+        "system.disks",
+        "system.holders",
+        "system.listmount",
+        "system.loops",
+        "system.sock_diag",
+        "system.statuses",
+    },
     "exec web1 -- /bin/true": _LOOKING | _CALLS | _SPAWNING | _ENTERING,
     "stop web1": _VERB,
     "start web1": _VERB,

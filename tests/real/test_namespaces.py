@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +14,8 @@ import pytest
 import roots
 from driving import Chroot, Cli
 from kernelview import is_running, loops_over, mounts_below, wait_until
+
+from chrootfw.inventory import Survey
 
 MakeChroot = Callable[..., Chroot]
 Outside = Callable[..., "subprocess.Popen[str]"]
@@ -104,6 +109,37 @@ def test_a_service_with_a_slave_copy_of_our_mounts_holds_nothing(
     assert str(web1.root) not in Path(f"/proc/{service.pid}/mountinfo").read_text()
     assert service.poll() is None
     roots.check_image(web1.disk, "ext4")
+
+
+@pytest.mark.parametrize("inside", ["/", "/dev"])
+@pytest.mark.parametrize("kind", ["directory", "image"])
+def test_who_has_his_root_in_a_copy_of_our_mounts_is_ours(
+    make_chroot: MakeChroot, make_root: Callable[..., Path], image: Callable[..., Path], outside: Outside,
+    mounted: Callable[..., Path], tmp_path: Path, kind: str, inside: str,
+) -> None:  # fmt: skip
+    """And no one else's, also where both instances are in one file system."""
+    disks = [image(name="one"), image(name="two")]
+    if kind == "directory":
+        place = mounted(tmp_path / "place", "-t", "tmpfs", "tmpfs")
+        disks = [place / name for name in ("one", "two")]
+        for disk in disks:
+            shutil.copytree(make_root(disk.name), disk, symlinks=True)
+    web1, web2 = (make_chroot(name, disk=disk) for name, disk in zip(("web1", "web2"), disks, strict=True))
+    web1.start()
+    program = f"import os; os.chroot('{web1.root}{inside}'); os.chdir('/'); print(flush=True); input()"
+    process = outside(
+        "unshare", "--mount", sys.executable, "-c", program, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    web2.start()
+    survey = Survey(str(web1.runtime.run_dir))
+    assert process.pid in survey.rooted("web1")
+    assert process.pid not in survey.rooted("web2")
+    web2.cli("stop")
+    assert process.poll() is None
+    web1.cli("stop")
+    assert process.wait(10) == -signal.SIGTERM
 
 
 def test_a_whole_life_in_a_shared_run_directory(

@@ -23,6 +23,7 @@ FLOORS = (
         "system",
         "system.mounts",
         "system.syscalls",
+        "system.listmount",
         "system.runner",
         "system.call_lists",
         "system.children",

@@ -23,7 +23,8 @@ def expected(path: bytes) -> statuses.Status | None:
     except OSError:
         return None
     devices = (statuses.packed(os.major(dev), os.minor(dev)) for dev in (status.st_rdev, status.st_dev))
-    return (status.st_mode, status.st_ino, *devices, syscalls.statx(path).mnt_id)
+    asked = syscalls.statx(path)
+    return (status.st_mode, status.st_ino, *devices, asked.attributes, asked.mnt_id)
 
 
 @pytest.mark.parametrize("count", [0, 1, 511, 512, 513, 1300])
@@ -58,3 +59,13 @@ def test_paths_of_any_length(way: None, length: int) -> None:
     path = b"/" * (length - 4) + b"proc" if length > 4 else b"/"
     wanted = expected(path[-5:] if length > 4 else b"/")
     assert statuses.statuses([b"/", path, b"/nowhere", path]) == [expected(b"/"), wanted, None, wanted]
+
+
+def test_the_root_of_a_mount_is_known_by_an_attribute(way: None) -> None:
+    found = statuses.statuses([b"/", b"/proc", b"/proc/self", b"/dev/null"])
+    assert [bool(status and status[4] & syscalls.STATX_ATTR_MOUNT_ROOT) for status in found] == [
+        True,
+        True,
+        False,
+        False,
+    ]
