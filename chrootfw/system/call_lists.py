@@ -111,6 +111,24 @@ class CallList:
         self.names.append(what or name.encode())
         return len(self.names) - 1
 
+    def repeat(self, count: int, *steps: tuple[str, Sequence[tuple[int, int]]]) -> range:
+        """The same steps so many times: where those of each time begin. Whichever of them fails, the next time comes.
+
+        Each step is a name, and for each argument a number and by how much it grows from one time to the next.
+        """
+        begin, each = len(self.names), len(steps)
+        words: list[int] = []
+        for name, arguments in steps:
+            words += (NUMBERS[name], *(first for first, _ in arguments), *_NONE[len(arguments)], 0, 0, UNSET)
+        words *= count
+        for number, (_, arguments) in enumerate(steps):
+            words[number * 10 + 8 :: each * 10] = range(begin + each, begin + each * (count + 1), each)
+            for place, (first, more) in enumerate(arguments, number * 10 + 1):
+                if more:
+                    words[place :: each * 10] = range(first, first + more * count, more)
+        self.extend(words, [name.encode() for name, _ in steps] * count)
+        return range(begin, begin + each * count, each)
+
     def compare(self, address: int, number: int) -> int:
         """A step that fails (ESTALE) unless the eight bytes there are ``number``."""
         self._words += (_COMPARE, address, number, *_NONE[2], 0, 0, UNSET)

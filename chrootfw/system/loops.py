@@ -22,6 +22,9 @@ _ANSWERS, _SILENT_FOR = 1.0, 30.0
 _READ_ONLY, _AUTOCLEAR, _DIRECT_IO = 1, 4, 16
 _TO_THE_LAST = 0xFFFFFFFF
 
+#: Bytes for the path of one.
+_PATH = 24
+
 #: More loop devices than these are asked by one child together.
 _FEW = 4
 
@@ -135,13 +138,14 @@ def _ask_together(names: Sequence[str]) -> dict[str, tuple[int, int]]:
         names = [name for name in names if not _was_silent(f"/dev/{name}", _path_of(name))]
     while names:
         calls = deadlines.alone()
-        room = calls.room(len(names) * _SIZE)
-        begins = []
-        for number, name in enumerate(names):
-            begins.append(calls.add("close_range", 0, _TO_THE_LAST, 0))
-            calls.add("openat", syscalls.AT_FDCWD, b"/dev/" + name.encode(), os.O_RDONLY | os.O_NONBLOCK)  # 0
-            calls.add("ioctl", 0, _LOOP_GET_STATUS64, room.address + number * _SIZE)
-            calls.skip(begins[-1])
+        room, paths = calls.room(len(names) * _SIZE), calls.room(len(names) * _PATH)
+        paths.data[:] = b"".join([f"/dev/{name}".encode().ljust(_PATH, b"\0") for name in names])
+        begins = calls.repeat(
+            len(names),
+            ("close_range", [(0, 0), (_TO_THE_LAST, 0), (0, 0)]),
+            ("openat", [(syscalls.AT_FDCWD, 0), (paths.address, _PATH), (os.O_RDONLY | os.O_NONBLOCK, 0)]),  # 0
+            ("ioctl", [(0, 0), (_LOOP_GET_STATUS64, 0), (room.address, _SIZE)]),
+        )
         silent = False
         try:
             deadlines.carry_out("the loop devices", calls, seconds=_ANSWERS)

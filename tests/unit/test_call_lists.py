@@ -152,3 +152,19 @@ def test_a_fork_that_begins_at_the_last_moment_is_not_made_again(monkeypatch: py
     with pytest.raises(OSError, match="no process could be made"):
         children.begin(calls)
     assert len(made) == 1
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 300])
+def test_steps_that_are_repeated_are_those_added_one_by_one(count: int) -> None:
+    one_by_one, at_once = CallList(), CallList()
+    begins = []
+    for calls in (one_by_one, at_once):
+        calls.add("umask", 0)
+    for number in range(count):
+        begins.append(one_by_one.add("close_range", 5, 6, 7))
+        one_by_one.add("openat", 1, 1000 + 24 * number)
+        one_by_one.skip(begins[-1])
+    repeated = at_once.repeat(count, ("close_range", [(5, 0), (6, 0), (7, 0)]), ("openat", [(1, 0), (1000, 24)]))
+    assert list(repeated) == begins
+    assert at_once.names == one_by_one.names
+    assert at_once.words == one_by_one.words
