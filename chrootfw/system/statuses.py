@@ -31,11 +31,15 @@ def packed(major: int, minor: int) -> int:
 
 
 class _Batch:
-    """A list of ``_ONCE`` calls and the room for their paths, of less than ``length`` bytes, and their answers. Made once: only the paths change."""
+    """A list of ``_ONCE`` calls and the room for their paths, of less than ``length`` bytes, and their answers. Made once: only the paths change.
+
+    Where a look was broken off (a signal handler that raises), the list is not to be used again.
+    """
 
     def __init__(self, length: int) -> None:
         self.length = length
-        rooms = [mmap.mmap(-1, size) for size in ((_ONCE * _STEP + 1) * 8, _ONCE * length, _ONCE * _ANSWER * 8)]
+        sizes = (_ONCE * _STEP + 1) * 8, _ONCE * length, _ONCE * _ANSWER * 8
+        rooms = [mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) for size in sizes]  # a fork has its own
         self.table, self.paths, answers = rooms
         self.first, paths, answer = (ctypes.addressof(ctypes.c_char.from_buffer(room)) for room in rooms)
         words = [_STATX, syscalls.AT_FDCWD, 0, _FLAGS, syscalls.STATX_BASIC_AND_MNT_ID, 0, 0, 0, 0, 0] * _ONCE
@@ -45,7 +49,7 @@ class _Batch:
             (8, self.first + _STEP * 8, _STEP * 8),
         ):
             words[column::_STEP] = range(begin, begin + _ONCE * step, step)
-        struct.pack_into(f"={len(words)}q", self.table, 0, *words)
+        struct.pack_into(f"={len(words) + 1}q", self.table, 0, *words, _END)
         self.words = memoryview(self.table).cast("q")
         self.answers = memoryview(answers).cast("Q")
         self.modes = memoryview(answers).cast("H")
@@ -83,11 +87,9 @@ def _looks(paths: Sequence[bytes]) -> Iterator[tuple[_Batch, int]]:
         batch = idle.pop()
     except IndexError:
         batch = _Batch(length)
-    try:
-        for at in range(0, len(paths), _ONCE):
-            yield batch, batch.look(paths[at : at + _ONCE])
-    finally:
-        idle.append(batch)
+    for at in range(0, len(paths), _ONCE):
+        yield batch, batch.look(paths[at : at + _ONCE])
+    idle.append(batch)
 
 
 def statuses(paths: Sequence[bytes]) -> list[Status | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from pathlib import Path
 
@@ -69,3 +70,40 @@ def test_the_root_of_a_mount_is_known_by_an_attribute(way: None) -> None:
         False,
         False,
     ]
+
+
+def test_a_fork_has_lists_of_its_own(way: None) -> None:
+    """A server that forks its workers after it has looked once."""
+    statuses.statuses([b"/"])
+    child = os.fork()
+    paths, wanted = ([b"/proc"] * 40, expected(b"/proc")) if child else ([b"/dev/null"] * 30, expected(b"/dev/null"))
+    wrong = sum(answer != wanted for _ in range(300) for answer in statuses.statuses(paths))
+    if child == 0:
+        os._exit(bool(wrong))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert wrong == 0
+
+
+def test_a_look_that_a_signal_handler_breaks_off_spoils_no_later_one(way: None) -> None:
+    class Broken(Exception):
+        pass
+
+    def handler(_number: int, _frame: object) -> None:
+        raise Broken
+
+    before = signal.signal(signal.SIGALRM, handler)
+    broken = 0
+    try:
+        for attempt in range(300):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 0.0001 + attempt % 30 * 0.00001)
+                while True:
+                    statuses.statuses([b"/proc/self"] * 300)
+            except Broken:
+                broken += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert broken == 300
+    assert statuses.statuses([b"/"] * 500) == [expected(b"/")] * 500
+    assert statuses.statuses([b"/nowhere"] * 500) == [None] * 500
