@@ -7,14 +7,20 @@ import mmap
 import os
 import struct
 
+from chrootfw.errors import NotSupported
+from chrootfw.system import syscalls
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from typing import Any
 
-_COLUMN = {"x86_64": 0, "ppc64le": 2, "s390x": 3}.get(
-    os.uname().machine, 1
-)  # 1: asm-generic, as on aarch64 and riscv64
+_COLUMNS = ("x86_64", "asm-generic", "ppc64", "s390x")
+if syscalls.ARCHITECTURE not in _COLUMNS:
+    raise NotSupported(
+        f"chrootfw does not know the numbers of the system calls of this Python ({os.uname().machine}, {struct.calcsize('P') * 8} bits)",
+        hint="it knows them for 64-bit programs on x86_64, aarch64, riscv64, loongarch64, ppc64 and s390x",
+    )
 #: What differs between architectures; from 424 up they have the same numbers.
 _BY_ARCHITECTURE = {
     "read": (0, 63, 3, 3),
@@ -47,7 +53,7 @@ _BY_ARCHITECTURE = {
     "statx": (332, 291, 383, 379),
 }
 NUMBERS = {
-    **{name: numbers[_COLUMN] for name, numbers in _BY_ARCHITECTURE.items()},
+    **{name: numbers[_COLUMNS.index(syscalls.ARCHITECTURE)] for name, numbers in _BY_ARCHITECTURE.items()},
     "fsconfig": 431,
     "clone3": 435,
     "close_range": 436,

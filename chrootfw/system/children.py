@@ -107,13 +107,17 @@ def is_ready(fd: int, seconds: float | None) -> bool:
 #: Children that were left behind, or live as long as their instance.
 _left: list[Child] = []
 
+#: Lists that a child is about to read: kept by this too until the child is known.
+_in_use: list[CallList] = []
+
 #: Children that were made with copies of all descriptors of this process.
 _with_copies: dict[int, Child] = {}
 
 
 def has_no_copies(child: Child) -> None:
     """A child has closed what it had of its parent's descriptors, by its execve or its end."""
-    _with_copies.pop(child.pid, None)
+    if _with_copies.get(child.pid) is child:
+        del _with_copies[child.pid]
 
 
 def copies_are_about() -> bool:
@@ -155,13 +159,19 @@ def begin(calls: CallList, cgroup: str | None = None, cgroup_fd: int = -1, *, sh
     if runner.start is not None and shares_memory:
         reap()
         first = calls.prepare()
+        _in_use.append(calls)
         with _blocked():
             pid, pidfd = _clone(_CLONE_VM, cgroup_fd, first)
             if pid > 0:
                 child = Child(pid, pidfd, calls)
                 _with_copies[pid] = child
+                _in_use.remove(calls)
                 return child
-        if pid != -errno.ENOSYS:  # a seccomp filter from before clone3
+        _in_use.remove(calls)
+        if pid not in (
+            -errno.ENOSYS,
+            -errno.EINVAL,
+        ):  # a seccomp filter from before clone3; another time namespace before 6.1
             raise OSError(-pid, f"clone3: {os.strerror(-pid)}")
     return _begin_fork(calls, cgroup, cgroup_fd)
 
@@ -173,8 +183,8 @@ def _begin_fork(calls: CallList, cgroup: str | None, cgroup_fd: int) -> Child:
         try:
             child = clone(lambda: _carry_out(calls, tell), cgroup, cgroup_fd)  # noqa: B023  # called before the next turn
             child.calls = calls
-            if is_ready(begun, patience):
-                return child
+            if _is_either_ready(begun, child.pidfd, patience):
+                return child  # it has begun, or has ended already
             child.end()
             if is_ready(begun, 0):  # it did begin, at the last moment: whatever it has done is not to be done twice
                 break
@@ -182,6 +192,13 @@ def _begin_fork(calls: CallList, cgroup: str | None, cgroup_fd: int) -> Child:
             os.close(tell)
             os.close(begun)
     raise OSError(errno.EAGAIN, "no process could be made for it")
+
+
+def _is_either_ready(first: int, second: int, seconds: float) -> bool:
+    poller = select.poll()
+    poller.register(first, select.POLLIN)
+    poller.register(second, select.POLLIN)
+    return bool(poller.poll(seconds * 1000))
 
 
 def _carry_out(calls: CallList, tell: int) -> None:
@@ -208,27 +225,29 @@ def clone(
     """
     reap()
     join_fd = -1
-    with _blocked():
-        time.sleep(0)  # the interpreter's lock given back and taken: others wait for their turn from now on
-        pid, pidfd = _clone(namespaces, cgroup_fd)
-        if pid == -errno.ENOSYS and not namespaces:  # a seccomp filter from before clone3
-            if cgroup is not None:
-                join_fd = os.open(f"{cgroup}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
-            pid, pidfd = _plain_fork()
-        if pid < 0:
-            raise OSError(-pid, f"clone3: {os.strerror(-pid)}")
-        if pid == 0:
-            # No garbage collection: finalizers here would be the parent's.
-            try:
-                gc.disable()
-                if join_fd < 0 or CALLS.write(join_fd, b"0", 1) == 1:
-                    body()
-            finally:
-                CALLS.exit(127)
-        child = Child(pid, pidfd)
-        _with_copies[pid] = child
-    if join_fd >= 0:
-        os.close(join_fd)
+    try:
+        with _blocked():
+            time.sleep(0)  # the interpreter's lock given back and taken: others wait for their turn from now on
+            pid, pidfd = _clone(namespaces, cgroup_fd)
+            if pid == -errno.ENOSYS and not namespaces:  # a seccomp filter from before clone3
+                if cgroup is not None:
+                    join_fd = os.open(f"{cgroup}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+                pid, pidfd = _plain_fork()
+            if pid < 0:
+                raise OSError(-pid, f"clone3: {os.strerror(-pid)}")
+            if pid == 0:
+                # No garbage collection: finalizers here would be the parent's.
+                try:
+                    gc.disable()
+                    if join_fd < 0 or CALLS.write(join_fd, b"0", 1) == 1:
+                        body()
+                finally:
+                    CALLS.exit(127)
+            child = Child(pid, pidfd)
+            _with_copies[pid] = child
+    finally:
+        if join_fd >= 0:
+            os.close(join_fd)
     return child
 
 

@@ -2,9 +2,12 @@
 
 A child that runs Python is a fork of the interpreter: a millisecond for its page tables, and a copy of each page that either
 writes from then on. This one is what vfork(2) and posix_spawn(3) make, without the waiting: a tenth of that, whatever the program's
-size. It touches nothing but its list, not even the stack, and all signals are blocked in it. Where it cannot be had, ``children`` forks.
+size. It touches nothing but its list, not even the stack, and all signals are blocked in it until its execve. Where it cannot be had, ``children``
+forks.
 
-The child must not change its user, its capabilities, or whether it may be traced: that belongs to the memory, and so to the program too.
+The child must not change its user, its capabilities, or whether it may be traced: that belongs to the memory, and so to the program too. So
+does its end where the kernel's own hand is in it: a cgroup that is out of memory ends all processes that share the memory of the one
+chosen, wherever they are, and up to Linux 5.15 a core dump did.
 
 Thousands of calls of one kind (``statuses``) take half as long as through ctypes, one by one.
 """
@@ -13,8 +16,8 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import os
-import struct
+
+from chrootfw.system import syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -99,7 +102,7 @@ _RUN = 0x40
 
 def _load() -> int:
     """The address of the code, in memory that can be executed and not written; 0 on other processors, and where a policy forbids it."""
-    if os.uname().machine != "x86_64" or struct.calcsize("P") != 8:
+    if syscalls.ARCHITECTURE != "x86_64":
         return 0
     memory = mmap.mmap(-1, mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ | mmap.PROT_WRITE)
     memory.write(CODE)
@@ -117,8 +120,11 @@ _address = _load()
 _START = ctypes.PYFUNCTYPE(ctypes.c_long, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
 _WALK = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)
 
+#: Whether the end of one process by a core dump is no longer that of all that share its memory: Linux 5.16.
+_IS_ALONE = syscalls.kernel() >= (5, 16)
+
 #: ``start(clone_args, size, first step)``: the pid of a child whose end is that of the list, or a negative errno.
-start: Callable[[int, int, int], int] | None = _START(_address) if _address else None
+start: Callable[[int, int, int], int] | None = _START(_address) if _address and _IS_ALONE else None
 
 #: ``run(first step)``: the list is carried out by the caller.
 run: Callable[[int], None] | None = _WALK(_address + _RUN) if _address else None

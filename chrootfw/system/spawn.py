@@ -30,6 +30,9 @@ _SIG_SETMASK, _TIOCSCTTY = 2, 0x540E
 _SIGSET_SIZE = 8
 _NOTHING = ctypes.create_string_buffer(64)  # an empty set of signals; the default action (struct sigaction)
 
+#: What version 1 has instead of ``max`` is the greatest number of pages, and that is greater.
+_NO_LIMIT = 1 << 62
+
 #: errnos after which the next directory of PATH is looked into (execvp(3)).
 _NOT_HERE = (errno.ENOENT, errno.ENOTDIR, errno.EACCES)
 
@@ -121,13 +124,33 @@ def spawn(
             cgroup_fd = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             opened.append(cgroup_fd)
         is_root = ids is None or (ids[0] == ids[1] == 0 and os.geteuid() == os.getegid() == 0)
-        shares_memory = is_root and not isolation.gives_up
+        shares_memory = is_root and not isolation.gives_up and not memory_is_limited(cgroup, joins)
         child, said = _begin(calls, isolation, cgroup, cgroup_fd, answers, shares_memory=shares_memory)
     finally:
         for fd in opened:
             os.close(fd)
     _check_begun(child, calls, first, said=said, program=argv[0], cwd=cwd)
     return child
+
+
+def memory_is_limited(cgroup: str | None, joins: Sequence[str]) -> bool:
+    """Whether a cgroup that is to be joined, or one above it, may run out of memory. The kernel then ends all processes that share the memory of
+    the one that it chooses (mm/oom_kill.c): the manager too, and a child that shares its memory counts as large as it is."""
+    waiting = [cgroup or "/", *(os.path.dirname(path) for path in joins)]
+    while waiting:
+        directory = waiting.pop()
+        if directory == "/":
+            continue
+        waiting.append(os.path.dirname(directory))
+        for file in ("memory.max", "memory.limit_in_bytes"):  # version 2, version 1
+            try:
+                with open(f"{directory}/{file}", "rb", buffering=0) as opened:
+                    limit = opened.read(32).strip()
+            except OSError:
+                continue
+            if limit != b"max" and int(limit) < _NO_LIMIT:
+                return True
+    return False
 
 
 def _begin(

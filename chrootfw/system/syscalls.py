@@ -10,6 +10,7 @@ import ctypes
 import errno
 import os
 import struct
+import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,13 +37,44 @@ class Calls:
         self.prctl, self.sigprocmask = libc.prctl, libc.sigprocmask
 
 
+#: e_machine of elf(5); asm-generic is Linux' word for the numbers that aarch64, riscv64 and loongarch64 share.
+_MACHINES = {
+    0x3E: "x86_64",
+    0xB7: "asm-generic",
+    0xF3: "asm-generic",
+    0x102: "asm-generic",
+    0x15: "ppc64",
+    0x16: "s390x",
+}
+
+
+def _architecture() -> str:
+    """Whose numbers this program's system calls have: by its own ELF header, since uname(2) says what a personality(2) wants it to."""
+    try:
+        with open("/proc/self/exe", "rb", buffering=0) as file:
+            header = file.read(20)
+    except OSError:
+        return ""
+    is_64_bits = header[4:5] == b"\2"
+    return _MACHINES.get(int.from_bytes(header[18:20], sys.byteorder), "") if is_64_bits else ""
+
+
+ARCHITECTURE = _architecture()
+
+
+def kernel() -> tuple[int, int]:
+    """Its version, such as ``(6, 1)``."""
+    major, minor, *_ = os.uname().release.split(".")
+    return int(major), int("".join(digit for digit in minor if digit.isdigit()) or 0)
+
+
 CALLS = Calls(ctypes.CDLL(None, use_errno=True))
 _syscall = CALLS.syscall
 
 _OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT = 428, 429, 430, 431, 432
 _OPENAT2, _MOUNT_SETATTR = 437, 442
 _STATMOUNT, _LISTMOUNT = 457, 458
-_KCMP = {"x86_64": 312, "ppc64le": 354, "s390x": 343}.get(os.uname().machine, 272)
+_KCMP = {"x86_64": 312, "asm-generic": 272, "ppc64": 354, "s390x": 343}.get(ARCHITECTURE, -1)
 _KCMP_FILES, _KCMP_FS = 2, 3
 
 AT_FDCWD = -100

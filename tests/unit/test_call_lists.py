@@ -5,12 +5,13 @@ from __future__ import annotations
 import ctypes
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from chrootfw.system import call_lists, children, runner
+from chrootfw.system import call_lists, children, runner, spawn
 from chrootfw.system.call_lists import UNSET, CallList
 
 #: linux/audit.h, by the columns of the table; asm-generic is that of aarch64 and of riscv64.
@@ -133,20 +134,18 @@ def test_a_fork_that_begins_at_the_last_moment_is_not_made_again(monkeypatch: py
     monkeypatch.setattr(runner, "start", None)
     monkeypatch.setattr(children, "ATTEMPTS", (0.001, 5.0))
     made: list[children.Child] = []
-    clone, is_ready = children.clone, children.is_ready
+    clone = children.clone
 
     def note(*arguments: Any) -> children.Child:
         made.append(clone(*arguments))
         return made[-1]
 
-    def too_late(fd: int, seconds: float | None) -> bool:
-        if seconds != 0.001:
-            return is_ready(fd, seconds)
-        assert is_ready(made[-1].pidfd, 60)  # it has done everything when its time is over
+    def too_late(_begun: int, _ended: int, _seconds: float) -> bool:
+        assert children.is_ready(made[-1].pidfd, 60)  # it has done everything when its time is over
         return False
 
     monkeypatch.setattr(children, "clone", note)
-    monkeypatch.setattr(children, "is_ready", too_late)
+    monkeypatch.setattr(children, "_is_either_ready", too_late)
     calls = CallList()
     calls.add("umask", 0o022)
     with pytest.raises(OSError, match="no process could be made"):
@@ -168,3 +167,50 @@ def test_steps_that_are_repeated_are_those_added_one_by_one(count: int) -> None:
     assert list(repeated) == begins
     assert at_once.names == one_by_one.names
     assert at_once.words == one_by_one.words
+
+
+def test_a_fork_that_ends_before_it_begins_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when its cgroup is killed at that moment."""
+    monkeypatch.setattr(runner, "start", None)
+    monkeypatch.setattr(children, "_carry_out", lambda _calls, _tell: children.CALLS.exit(7))
+    calls = CallList()
+    calls.add("umask", 0o022)
+    child = children.begin(calls)
+    assert child.wait(60) == 7
+    assert calls.stopped_at() == (b"umask", 0)
+    child.close()
+
+
+@pytest.mark.parametrize("personality", ["i686", "x86_64", "linux32"])
+def test_the_numbers_are_the_programs_whatever_the_machine_is_called(personality: str) -> None:
+    """As by who enters a 32-bit root with ``setarch``."""
+    if os.uname().machine != "x86_64":
+        pytest.skip("another machine is called otherwise")
+    program = (
+        "from chrootfw.system import call_lists, runner; print(call_lists.NUMBERS['umount2'], runner.start is not None)"
+    )
+    done = subprocess.run(
+        ["setarch", personality, sys.executable, "-c", program], check=True, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["166", "True"]
+
+
+@pytest.mark.parametrize(
+    ("limits", "limited"),
+    [
+        ({"a/memory.max": "max\n", "a/b/memory.max": "max\n"}, False),
+        ({"a/memory.max": "max\n", "a/b/memory.max": "1048576\n"}, True),
+        ({"a/memory.max": "0\n", "a/b/memory.max": "max\n"}, True),
+        ({"a/memory.limit_in_bytes": "9223372036854771712\n"}, False),
+        ({"a/b/memory.limit_in_bytes": "1048576\n"}, True),
+        ({}, False),
+    ],
+)
+@pytest.mark.parametrize("how", ["born", "joins"])
+def test_a_limit_on_memory_is_found_above_too(tmp_path: Path, limits: dict[str, str], limited: bool, how: str) -> None:
+    (tmp_path / "a/b").mkdir(parents=True)
+    for file, text in limits.items():
+        (tmp_path / file).write_text(text)
+    cgroup = str(tmp_path / "a/b")
+    given = (cgroup, []) if how == "born" else (None, [f"{cgroup}/cgroup.procs"])
+    assert spawn.memory_is_limited(*given) is limited
