@@ -73,9 +73,10 @@ class _Places:
 
 
 class Survey:
-    """One look at the mount table and the cgroups, and at most one at /proc, for all instances of a run directory.
+    """One look at the mounts and the cgroups, and at most one at /proc, for all instances of a run directory.
 
-    The mount table is read at the first question about it: it takes a microsecond for each mount of the machine.
+    Each question is looked into when it is asked first, and answered likewise from then on. The mount table is read where nothing else
+    tells: it takes a microsecond for each mount of the machine.
     ``before``: an earlier survey of the same command, from which is taken what does not change meanwhile: where the run
     directory and the cgroup hierarchies are, and whether they can be used.
     """
@@ -94,6 +95,10 @@ class Survey:
         self._populated: dict[str, bool] = {}
         self._looked: dict[int, list[tuple[int, statuses.Status]]] | None = None
         self._rooted: dict[str, list[int]] = {}
+        self._mounted: dict[str, bool] = {}
+        self._spaces: dict[int, int] = {}
+        self._owners: dict[int, str | None] = {}
+        self._tables: dict[int, bytes] = {}
         self._copies: dict[tuple[str, int], frozenset[int]] = {}
         self._namespaces: dict[int, list[int]] | None = None
         self._counts_memory: bool | None = None
@@ -143,12 +148,13 @@ class Survey:
         return os.path.isdir(f"{self.run_dir}/{name}") or name in self.cgroups or self.is_mounted(name)
 
     def is_mounted(self, name: str) -> bool:
-        """Whether it has a mount."""
-        if self._raw_table is None and name not in self._entries:
-            seen = next(_seen(f"{self.run_dir}/{name}"), "")
-            if seen is not None:
-                return bool(seen)
-        return bool(self.mounts(name))
+        """Whether it had a mount at the first time of asking."""
+        if name not in self._mounted:
+            seen: str | None = None
+            if self._raw_table is None and name not in self._entries:
+                seen = next(_seen(f"{self.run_dir}/{name}"), "")
+            self._mounted[name] = bool(self.mounts(name)) if seen is None else bool(seen)
+        return self._mounted[name]
 
     def mounts(self, name: str) -> list[MountEntry]:
         """The instance's mounts: its root, what is below it, its auxiliary layers."""
@@ -222,7 +228,12 @@ class Survey:
         entry = mounts.by_id(self.raw_table, root[-1])
         if entry is not None:
             return self._name_at(entry)
-        return next((name for name in self._lines if self._in_copies(name, [(pid, root)])), None)
+        if processes.namespace(pid) == self._places.namespace:
+            return None
+        if root[-1] not in self._owners:
+            names = (name for name in self._lines if root[-1] in self._copies_in(pid, root[-1], self.mounts(name)))
+            self._owners[root[-1]] = next(names, None)
+        return self._owners[root[-1]]
 
     def _in_copies(self, name: str, suspects: Sequence[tuple[int, statuses.Status]]) -> list[int]:
         """Those whose root directory is in a copy of the instance's mounts, which another mount namespace has."""
@@ -242,28 +253,32 @@ class Survey:
                 if root[3] in devices
                 and (root[3] != others or not root[4] & syscalls.STATX_ATTR_MOUNT_ROOT or (top and root[1] == top[1]))
             ]
-        spaces = statuses.statuses([b"/proc/%d/ns/mnt" % pid for pid, _ in suspects])
+        unknown = [pid for pid, _ in suspects if pid not in self._spaces]
+        for pid, status in zip(unknown, statuses.statuses([b"/proc/%d/ns/mnt" % pid for pid in unknown]), strict=True):
+            self._spaces[pid] = status[1] if status else 0
         found = []
-        for (pid, root), space in zip(suspects, spaces, strict=True):
-            if space is None or space[1] == self._places.namespace:
+        for pid, root in suspects:
+            if self._spaces[pid] in (0, self._places.namespace):
                 continue
-            if (name, space[1]) not in self._copies:
-                self._copies[name, space[1]] = self._copies_in(pid, entries)
-            if root[-1] in self._copies[name, space[1]]:
+            if (name, root[-1]) not in self._copies:
+                self._copies[name, root[-1]] = self._copies_in(pid, root[-1], entries)
+            if root[-1] in self._copies[name, root[-1]]:
                 found.append(pid)
         return found
 
-    def _copies_in(self, pid: int, entries: Sequence[MountEntry]) -> frozenset[int]:
-        """The IDs of the copies of some mounts in a process's mount namespace: the same part of the same file system, which is mounted
-        nowhere else here."""
+    def _copies_in(self, pid: int, mount_id: int, entries: Sequence[MountEntry]) -> frozenset[int]:
+        """The IDs of the copies of some mounts in the mount namespace of a process, as far as it is seen from its root directory, on the mount
+        ``mount_id``: the same part of the same file system, which is mounted nowhere else here."""
         devices = {entry.dev for entry in entries}
         ours = {entry.id for entry in entries}
         elsewhere = {(e.dev, e.root) for e in mounts.of_devices(self.raw_table, devices) if e.id not in ours}
         places = {(entry.dev, entry.root) for entry in entries} - elsewhere
         try:
-            there = mounts.of_devices(mounts.read_table(pid), devices)
+            if mount_id not in self._tables:
+                self._tables[mount_id] = mounts.read_table(pid)
         except OSError:
             return frozenset()
+        there = mounts.of_devices(self._tables[mount_id], devices)
         return frozenset(entry.id for entry in there if (entry.dev, entry.root) in places)
 
     def own(self, name: str) -> list[int]:
@@ -337,8 +352,17 @@ def _seen(directory: str) -> Iterator[str | None]:
 
     root, aux = f"{directory}/root", f"{directory}/aux"
     try:
+        run_dir = syscalls.statx(os.path.dirname(directory))
+        if run_dir.attributes & syscalls.STATX_ATTR_MOUNT_ROOT:
+            yield None  # it may cover another one, with instances that the table still has
+            return
         mount_id = syscalls.statx(directory, follow=False).mnt_id
+        if mount_id != run_dir.mnt_id:
+            yield None
+            return
     except (FileNotFoundError, NotADirectoryError):
+        if not os.path.isdir(os.path.dirname(directory)):
+            yield None
         return  # below a directory that is not there is no mount
     except OSError:
         yield None

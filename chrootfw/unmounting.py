@@ -11,7 +11,7 @@ from chrootfw import intents, inventory
 from chrootfw.errors import HeldError, StepError
 from chrootfw.jobs import Job
 from chrootfw.model import Mount
-from chrootfw.system import children, disks, holders, mounts, umount
+from chrootfw.system import children, deadlines, disks, holders, mounts, umount
 from chrootfw.views import Process
 
 #: Seconds for which a busy mount is tried again before its holders are looked for: what a process held is
@@ -52,11 +52,11 @@ def _place(inside: str) -> tuple[str, str]:
 
 
 def take_down(job: Job, *, keep_root: bool = False, survey: inventory.Survey | None = None) -> None:
-    """Unmount in the plugins' order, read the table again, and repeat until nothing is left.
+    """Unmount in the plugins' order, look again, and repeat until nothing is left.
 
     With ``keep_root`` the root itself (the lowest mount on its mount point) and the auxiliary layers stay. ``survey``: a look to begin with; what
     was mounted or unmounted since is seen by the next. Raises ``HeldError`` naming the
-    holders, ``StepError`` for another failure of an unmount, ``Interrupted`` between two unmounts.
+    holders, ``StepError`` for another failure of an unmount, ``Interrupted`` between two rounds: one is a list that a child carries out.
     """
     busy_until = 0.0
     while True:
@@ -88,17 +88,22 @@ def _one_round(job: Job, plugin: str, order: Sequence[mounts.MountEntry]) -> tup
     """How many mounts are gone, and those that are busy."""
     job.interrupts.check()
     directory = os.fsencode(intents.directory(job.run_dir, job.name))
-    outcomes, overdue = umount.unmount(directory, order, seconds=job.disk_timeout)
+    try:
+        outcomes, failure = umount.unmount(directory, order, seconds=job.disk_timeout)
+    except OSError as error:  # the instance's own directory, or no descriptor or memory is left
+        raise _not_carried_out(job, error) from error
     for entry, outcome in zip(order, outcomes, strict=True):
         if outcome == 0:
             with job.step("unmount", unmount_does(entry), plugin):
                 pass
-    if overdue is not None:
+    if isinstance(failure, deadlines.Overdue):
         raise HeldError(
-            f"{job.name} is held: {overdue.filename} has not returned: {overdue.strerror}",
-            [overdue.describe()],
+            f"{job.name} is held: {failure.filename} has not returned: {failure.strerror}",
+            [failure.describe()],
             f"its device or server is slow or dead; when it answers: chrootfw cleanup {job.name}",
-        ) from overdue
+        ) from failure
+    if failure is not None:
+        raise _not_carried_out(job, failure) from failure
     for entry, outcome in zip(order, outcomes, strict=True):
         if outcome not in (0, None, errno.EBUSY, errno.EINVAL):  # EINVAL: gone meanwhile
             raise StepError(
@@ -106,6 +111,12 @@ def _one_round(job: Job, plugin: str, order: Sequence[mounts.MountEntry]) -> tup
                 hint="chrootfw verify checks privileges and mount propagation",
             )
     return outcomes.count(0), [entry for entry, outcome in zip(order, outcomes, strict=True) if outcome == errno.EBUSY]
+
+
+def _not_carried_out(job: Job, error: OSError) -> StepError:
+    return StepError(
+        f"cannot unmount what is mounted in {job.name}: {error.strerror or error}", hint=f"chrootfw cleanup {job.name}"
+    )
 
 
 def unmount_does(entry: mounts.MountEntry) -> str:

@@ -12,7 +12,8 @@ class Value:
     __slots__: tuple[str, ...] = ()
 
     def _fields(self) -> list[str]:
-        return [name for name in self.__slots__ if name != "__weakref__"]
+        slots = [name for kind in reversed(type(self).__mro__) for name in getattr(kind, "__slots__", ())]
+        return [name for name in dict.fromkeys(slots) if name != "__weakref__"]
 
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):

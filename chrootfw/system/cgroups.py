@@ -24,23 +24,23 @@ TOP = "chrootfw"
 def hierarchies(table: Callable[[], bytes]) -> tuple[str | None, str | None]:
     """Where the v2 hierarchy and the v1 memory controller are mounted, or ``None``; found in the mount table, never assumed.
 
-    A v2 hierarchy that is still where it was found last is not looked for again: ``table`` is called otherwise.
+    What is still where it was found last is not looked for again: ``table`` is called otherwise.
     """
     for known, places in _found_last:
-        if known == _identity(places[0]):
+        if known == [_identity(place) for place in places]:
             return places
     raw = table()
     v2 = next((entry.mount_point for entry in mounts.of_type(raw, b"cgroup2")), None)
     v1 = (entry for entry in mounts.of_type(raw, b"cgroup") if b"memory" in entry.super_options.split(b","))
     memory = next((entry.mount_point for entry in v1), None)
     places = (os.fsdecode(v2) if v2 else None, os.fsdecode(memory) if memory else None)
-    if identity := _identity(places[0]):
-        _found_last[:] = [(identity, places)]
+    if places[0]:
+        _found_last[:] = [([_identity(place) for place in places], places)]
     return places
 
 
-#: The root directory of the v2 hierarchy, as (device, inode), and what ``hierarchies`` said of it.
-_found_last: list[tuple[tuple[int, int], tuple[str | None, str | None]]] = []
+#: The root directories of both, as (device, inode), and what ``hierarchies`` said.
+_found_last: list[tuple[list[tuple[int, int] | None], tuple[str | None, str | None]]] = []
 
 
 def _identity(path: str | None) -> tuple[int, int] | None:

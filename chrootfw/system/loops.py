@@ -151,6 +151,8 @@ def _ask_together(names: Sequence[str]) -> dict[str, tuple[int, int]]:
             deadlines.carry_out("the loop devices", calls, seconds=_ANSWERS)
         except deadlines.Overdue:
             silent = True
+        except OSError:
+            pass  # no child could be made, or somebody ended it: each is asked alone
         results = calls.results()
         for number, (name, begin) in enumerate(zip(names, begins, strict=True)):
             if results[begin + 2] >= 0:

@@ -176,11 +176,6 @@ def by_id(raw: bytes, mount_id: int) -> MountEntry | None:
     return parse_line(raw[at : end if end >= 0 else len(raw)])
 
 
-def ids(raw: bytes) -> set[int]:
-    """The mount IDs of a table read before."""
-    return {int(line[: line.find(b" ")]) for line in raw.split(b"\n") if line}
-
-
 def of_device(raw: bytes, device: int) -> list[MountEntry]:
     """The mounts whose file system has this device number."""
     needle = b" %d:%d " % (os.major(device), os.minor(device))

@@ -26,13 +26,14 @@ _TO_THE_LAST = 0xFFFFFFFF
 
 def unmount(
     directory: bytes, entries: Sequence[mounts.MountEntry], *, seconds: float
-) -> tuple[list[int | None], deadlines.Overdue | None]:
+) -> tuple[list[int | None], OSError | None]:
     """Unmount ``entries``, which are all below ``directory`` and not on it, in their order: for each 0, an errno (EBUSY in use), or ``None``
     when its path leads to another mount now, or its turn has not come.
 
     The parent directory is opened inside ``directory`` without following symlinks, and the mount is taken by its name in there: a symlink put
     into the path leads nowhere. Never lazy. A child does it, since an unmount may have to write to a device or wait for a server. It is left behind when
-    one call takes longer than ``seconds``; then there is an error too, which names the mount.
+    one call takes longer than ``seconds``; then there is an error too, ``deadlines.Overdue``, which names the mount. Another error is that no
+    child could be made, or that it was ended by somebody.
     """
     base = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
@@ -44,18 +45,18 @@ def unmount(
             os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, 0, syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_SYMLINKS
         )
         begins = _add(calls, [(entry.mount_point[len(directory) + 1 :], entry.id) for entry in entries], how, status)
-        overdue = None
+        failure = None
         try:
             deadlines.carry_out("unmount", calls, seconds=seconds)
-        except deadlines.Overdue as error:
-            overdue = error
+        except OSError as error:
+            failure = error
     finally:
         os.close(base)
     results = calls.results()
-    if overdue is not None:
+    if isinstance(failure, deadlines.Overdue):
         waits = [entry for entry, begin in zip(entries, begins, strict=True) if results[begin] != UNSET]
-        overdue.filename = f"unmount {os.fsdecode(waits[-1].mount_point)}" if waits else "unmount"
-    return [_outcome(results[slice(*steps)]) for steps in itertools.pairwise([*begins, len(results)])], overdue
+        failure.filename = f"unmount {os.fsdecode(waits[-1].mount_point)}" if waits else "unmount"
+    return [_outcome(results[slice(*steps)]) for steps in itertools.pairwise([*begins, len(results)])], failure
 
 
 def _add(calls: CallList, mounted: Sequence[tuple[bytes, int]], how: ctypes.Structure, status: int) -> list[int]:

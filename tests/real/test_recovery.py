@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from driving import Chroot, Cli
 from kernelview import is_running, mount_table, mounts_below, wait_until
 
 import chrootfw
+from chrootfw.inventory import Survey
 from chrootfw.system import children, deadlines
 
 MakeChroot = Callable[..., Chroot]
@@ -411,3 +413,35 @@ def test_a_call_that_is_given_up_is_not_killed_in_its_middle(monkeypatch: pytest
     os.close(tell)
     assert os.read(said, 16) == b"done"
     os.close(said)
+
+
+@pytest.mark.parametrize("where", ["the run directory", "the instance's directory"])
+def test_what_is_mounted_over_a_directory_of_ours_hides_no_mount(
+    web1: Chroot, run_dir: Path, mounted: Callable[..., Path], where: str
+) -> None:
+    web1.start()
+    assert Survey(str(run_dir)).is_mounted("web1")
+    mounted(run_dir if where == "the run directory" else run_dir / "web1", "-t", "tmpfs", "-o", "mode=755", "tmpfs")
+    survey = Survey(str(run_dir))
+    assert survey.is_mounted("web1")
+    assert survey.is_present("web1")
+
+
+@pytest.mark.parametrize("code", [errno.EAGAIN, errno.ECHILD, errno.EMFILE])
+def test_an_unmount_for_which_there_is_no_child_is_an_error_that_says_so(
+    web1: Chroot, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    web1.start()
+    carry_out = deadlines.carry_out
+
+    def fail(what: str, *arguments: Any, **how: Any) -> None:
+        if what == "unmount":
+            raise OSError(code, os.strerror(code))
+        carry_out(what, *arguments, **how)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(deadlines, "carry_out", fail)
+        with pytest.raises(chrootfw.StepError, match=f"web1: {os.strerror(code)}"):
+            web1.runtime.stop("web1")
+    web1.cli("cleanup")
+    assert web1.is_gone()

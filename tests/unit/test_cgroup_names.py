@@ -83,3 +83,23 @@ def test_pids_of_the_cgroup_and_those_below(tmp_path):
 def test_populated(tmp_path, text, populated):
     (tmp_path / "cgroup.events").write_text(text)
     assert cgroups.is_populated(str(tmp_path)) is populated
+
+
+def test_a_hierarchy_that_has_moved_is_looked_for_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(cgroups, "_found_last", [])
+    v2, v1, other = (tmp_path / name for name in ("v2", "v1", "other"))
+    for directory in (v2, v1, other):
+        directory.mkdir()
+    read = []
+
+    def table():
+        read.append(1)
+        memory = other if not v1.exists() else v1
+        return (f"1 0 0:1 / {v2} rw - cgroup2 cgroup rw\n2 0 0:2 / {memory} rw - cgroup cgroup rw,memory\n").encode()
+
+    for _ in range(2):
+        assert cgroups.hierarchies(table) == (str(v2), str(v1))
+    assert len(read) == 1
+    v1.rmdir()
+    assert cgroups.hierarchies(table) == (str(v2), str(other))
+    assert len(read) == 2

@@ -213,3 +213,12 @@ def test_an_entry_that_cannot_be_carried_out(fields, words):
 def test_an_entry_survives_its_record():
     entry = Entry("pivot_root", namespaces=["pid"], capabilities=["KILL"], no_new_privs=True, read_only=["/proc/sys"])
     assert Entry(**entry.to_dict()) == entry
+
+
+def test_a_subclass_is_its_inherited_fields_too():
+    class Own(MountPoint):
+        __slots__ = ()
+
+    assert Own("/a", "tmpfs") == Own("/a", "tmpfs") != Own("/b", "tmpfs")
+    assert "target='/a'" in repr(Own("/a", "tmpfs"))
+    assert hash(Own("/a", "tmpfs")) == hash(Own("/a", "tmpfs"))
