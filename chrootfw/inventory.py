@@ -171,10 +171,15 @@ class Survey:
         parts = entry.mount_point.removeprefix(base).split(b"/", 2)
         return os.fsdecode(parts[0]) if entry.mount_point.startswith(base) and parts[1:2] in _TREES else None
 
-    @property
-    def entries(self) -> dict[str, list[MountEntry]]:
-        """The mounts of all instances."""
-        return {name: self.mounts(name) for name in self._lines}
+    def instances_on(self, file: tuple[int, int], path: str) -> set[str | None]:
+        """The instances in which the loop devices over an image are mounted; ``None`` among them for one that is mounted elsewhere or not at all."""
+        from chrootfw.system import loops
+
+        found: set[str | None] = set()
+        for device in loops.over({file: path}):
+            entries = mounts.of_device(self.raw_table, os.stat(device).st_rdev)
+            found |= {self._name_at(entry) for entry in entries} or {None}
+        return found
 
     def tracked(self, name: str) -> list[int]:
         """The pids in its cgroups at the first time of asking; 0 stands for one that cannot be seen from here."""
@@ -324,7 +329,7 @@ class Survey:
             if entries:  # a process that is chrooted sees its own part of the table only
                 return pid, entries
         # A namespace may be kept without a process (nsenter(1) on a file); the disk tells whether it lives.
-        return (-1 if unreleased(intent["disks"], settle=0) else 0), []
+        return (-1 if unreleased(intent["disks"], settle=0, survey=self, name=name) else 0), []
 
     def state(self, name: str, intent: dict[str, Any] | None) -> InstanceState:
         """The instance's state; the intent only says whether a stop was asked for."""
@@ -338,7 +343,8 @@ class Survey:
             if holders.rooted({entry.id: name for entry in there}):
                 return InstanceState.RUNNING
         stopping = bool(intent and intents.is_current(intent) and intent["phase"] == "stopping")
-        if stopping and (mounted or unreleased(intent["disks"] if intent else (), settle=0)):
+        disks = intent["disks"] if intent else ()
+        if stopping and (mounted or unreleased(disks, settle=0, survey=self, name=name)):
             return InstanceState.HELD
         return InstanceState.MOUNTED if mounted else InstanceState.ABSENT
 
@@ -422,8 +428,14 @@ def disks_of(entries: Sequence[mounts.MountEntry]) -> list[dict[str, Any]]:
     ]
 
 
-def unreleased(recorded: Iterable[dict[str, Any]], *, settle: float) -> list[str]:
-    """The disks out of those recorded for which the proof that they are free fails (``disks.is_released``)."""
+def unreleased(
+    recorded: Iterable[dict[str, Any]], *, settle: float, survey: Survey | None = None, name: str = ""
+) -> list[str]:
+    """The disks out of those recorded for which the proof that they are free fails (``disks.is_released``).
+
+    With ``survey`` and ``name``: an image without a recorded loop device is free of that instance when others have mounted it: its start was ended
+    before it had one that lasts.
+    """
     held = []
     for disk in recorded:
         if disk["kind"] == "directory":
@@ -431,6 +443,10 @@ def unreleased(recorded: Iterable[dict[str, Any]], *, settle: float) -> list[str
         from chrootfw.system import disks
 
         device, inode = disk["file"]
+        if survey and disk["kind"] == "image" and disk.get("loop") is None:
+            owners = survey.instances_on((device, inode), disk["path"])
+            if owners and owners.isdisjoint((name, None)):
+                continue
         if not disks.is_released(disk["kind"], disk["path"], (device, inode), disk.get("loop"), settle=settle):
             held.append(disk["path"])
     return held

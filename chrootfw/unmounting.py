@@ -152,7 +152,7 @@ def prove_released(job: Job, lost: Sequence[mounts.MountEntry]) -> None:
     deadline = time.monotonic() + _COPIES_SETTLE
     while True:
         copies = children.copies_are_about()
-        left = inventory.unreleased(recorded, settle=disks.SETTLE)
+        left = inventory.unreleased(recorded, settle=disks.SETTLE, survey=job.survey(), name=job.name)
         if not left:
             return
         if not copies or time.monotonic() >= deadline:

@@ -147,7 +147,7 @@ def _table(*, quick: bool) -> Row:
         raw = made_up(count)
         contestants = {
             "select: the mounts below the run directory": lambda raw=raw: _ignore(mounts.select(raw, b"/run/chrootfw")),
-            "sort by instance": lambda raw=raw: _ignore(inventory._by_instance(raw, "/run/chrootfw")),
+            "sort by instance": lambda raw=raw: _ignore(inventory._lines_by_instance(raw, "/run/chrootfw")),
             "find cgroup2": lambda raw=raw: _ignore(mounts.of_type(raw, b"cgroup2")),
             "parse all": lambda raw=raw: _ignore(mounts.parse(raw)),
         }

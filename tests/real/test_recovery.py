@@ -8,6 +8,7 @@ import os
 import signal
 import struct
 import subprocess
+import sys
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -445,3 +446,26 @@ def test_an_unmount_for_which_there_is_no_child_is_an_error_that_says_so(
             web1.runtime.stop("web1")
     web1.cli("cleanup")
     assert web1.is_gone()
+
+
+def test_a_start_that_was_killed_before_it_had_its_disk_keeps_nobody_from_it(
+    make_chroot: MakeChroot, image: Callable[..., Path], cli: Cli
+) -> None:
+    """Its record names the image, which another instance has mounted since."""
+    disk = image()
+    web1, web2 = make_chroot("web1", disk=disk), make_chroot("web2", disk=disk)
+    program = (
+        "import os, chrootfw\n"
+        "from chrootfw import mounting\n"
+        "mounting._record_device = lambda *_: os._exit(9)\n"
+        "chrootfw.Runtime().start('web1')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], env=cli.environment(), check=False)
+    assert done.returncode == 9
+    assert records(web1)
+    web2.cli("start")
+    web1.cli("cleanup")
+    assert not web1.root.parent.exists()
+    assert web2.state == "running"
+    web2.cli("stop")
+    roots.check_image(disk, "ext4")
