@@ -406,7 +406,7 @@ def finish(job: Job) -> None:
     before = job.surveyed
     survey = job.survey()
     if before and before.is_mounted(job.name) and survey.is_mounted(job.name):
-        survey = before  # it has read the mount table, or will now
+        survey = before  # its mounts have been listed
     lost = survey.mounts(job.name) if job.intent is None else ()
     steps = job.intent["steps"] if job.intent else ()
     if any(record["stage"] == "pre-start" for record in steps) and survey.is_mounted(job.name):

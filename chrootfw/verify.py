@@ -44,8 +44,7 @@ def _privileges() -> Iterator[Check]:
 
 
 def _kernel() -> Iterator[Check]:
-    release = os.uname().release
-    version = tuple(int(part) for part in release.replace("-", ".").split(".")[:2] if part.isdigit())
+    release, version = syscalls.RELEASE, syscalls.kernel()
     if version < _FLOOR:
         yield Check("kernel", "error", f"Linux {release}", "chrootfw needs Linux 5.14 or newer")
     else:

@@ -168,10 +168,8 @@ def begin(calls: CallList, cgroup: str | None = None, cgroup_fd: int = -1, *, sh
                 _in_use.remove(calls)
                 return child
         _in_use.remove(calls)
-        if pid not in (
-            -errno.ENOSYS,
-            -errno.EINVAL,
-        ):  # a seccomp filter from before clone3; another time namespace before 6.1
+        # A seccomp filter from before clone3; another time namespace for children, before Linux 6.1.
+        if pid not in (-errno.ENOSYS, -errno.EINVAL):
             raise OSError(-pid, f"clone3: {os.strerror(-pid)}")
     return _begin_fork(calls, cgroup, cgroup_fd)
 

@@ -62,10 +62,13 @@ def _architecture() -> str:
 ARCHITECTURE = _architecture()
 
 
+RELEASE = os.uname().release
+
+
 def kernel() -> tuple[int, int]:
-    """Its version, such as ``(6, 1)``."""
-    major, minor, *_ = os.uname().release.split(".")
-    return int(major), int("".join(digit for digit in minor if digit.isdigit()) or 0)
+    """Its version, such as ``(6, 1)``; of ``5.15-rc3`` it is ``(5, 15)``."""
+    major, minor = RELEASE.replace("-", ".").replace("+", ".").split(".")[:2]
+    return int(major), int(minor)
 
 
 CALLS = Calls(ctypes.CDLL(None, use_errno=True))
