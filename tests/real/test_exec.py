@@ -7,13 +7,16 @@ import os
 import pty
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 from driving import Chroot, Cli
 from kernelview import is_running, wait_until
 
 import chrootfw
+from chrootfw.inventory import Survey
+from chrootfw.system import children, spawn
 
 MakeChroot = Callable[..., Chroot]
 
@@ -223,3 +226,29 @@ def test_no_child_changes_what_the_program_may(started: Chroot, make_chroot: Mak
     runtime.start(hardened.name)
     runtime.run(hardened.name, ["/bin/true"], check=True)
     assert libc.prctl(_PR_GET_DUMPABLE) == 1
+
+
+@pytest.mark.parametrize("limited", [True, False])
+def test_below_a_memory_limit_no_child_shares_the_managers_memory(
+    web1: Chroot, monkeypatch: pytest.MonkeyPatch, limited: bool
+) -> None:
+    """When the cgroup runs out of memory, the kernel ends all that share the memory of the process it chooses."""
+    web1.start()
+    asked: list[tuple[str | None, list[str]]] = []
+    shared: list[bool] = []
+    begin = children.begin
+
+    def is_limited(cgroup: str | None, joins: Sequence[str]) -> bool:
+        asked.append((cgroup, list(joins)))
+        return limited
+
+    def note(*arguments: Any, shares_memory: bool = True) -> children.Child:
+        shared.append(shares_memory)
+        return begin(*arguments, shares_memory=shares_memory)
+
+    monkeypatch.setattr(spawn, "memory_is_limited", is_limited)
+    monkeypatch.setattr(children, "begin", note)
+    web1.runtime.run("web1", ["/bin/true"], check=True)
+    assert shared == [not limited]
+    groups = Survey(str(web1.runtime.run_dir)).cgroups.get("web1")
+    assert [cgroup for cgroup, _ in asked] == [groups[-1] if groups else None]
