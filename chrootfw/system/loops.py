@@ -22,6 +22,9 @@ _ANSWERS, _SILENT_FOR = 1.0, 30.0
 _READ_ONLY, _AUTOCLEAR, _DIRECT_IO = 1, 4, 16
 _TO_THE_LAST = 0xFFFFFFFF
 
+#: What is said where no child or descriptor could be made to ask with, or somebody ended the child.
+_NOT_ASKED = (errno.EAGAIN, errno.ECHILD, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
 #: Bytes for the path of one.
 _PATH = 24
 
@@ -102,7 +105,7 @@ def over(files: dict[tuple[int, int], str] | None = None, *, devices: frozenset[
     """The loop devices over some files, as ``{"/dev/loopN": file}``.
 
     ``files``: (device, inode) of the files looked for, with what to call them; ``devices``: any file on one of these devices.
-    Where the file's own server does not answer, a file goes by its path alone.
+    Where the file's own server does not answer, a file goes by its path alone. Raises ``DiskError`` where nothing can be asked.
     """
     found: dict[str, str] = {}
     names = _configured()
@@ -176,7 +179,7 @@ def _configured() -> list[str]:
 def backing(device: str) -> tuple[int, int] | None:
     """(device, inode) of the file that a loop device is over; ``None`` when it is none, or not configured.
 
-    Raises ``deadlines.Overdue`` when the file's server does not answer.
+    Raises ``deadlines.Overdue`` when the file's server does not answer, ``DiskError`` where it cannot be asked.
     """
     path = backing_path(device)
     if path is None:
@@ -227,8 +230,21 @@ def _was_silent(device: str, path: str | None) -> bool:
 def _identity(device: str, path: str) -> tuple[int, int]:
     """LOOP_GET_STATUS64. It asks the file's file system (vfs_getattr), which may be a server that does not answer.
 
-    Raises ``deadlines.Overdue`` then, and ``OSError`` when the device is not configured.
+    Raises ``deadlines.Overdue`` then, ``OSError`` when the device is not configured, and ``DiskError`` where it cannot be asked: that is no answer,
+    and whoever took it for one would call the file free.
     """
+    try:
+        return _asked(device, path)
+    except OSError as error:
+        if error.errno not in _NOT_ASKED:
+            raise
+        raise DiskError(
+            f"cannot ask the loop device {device} which file it is over: {error.strerror}",
+            hint="processes, descriptors or memory are used up; try it again",
+        ) from error
+
+
+def _asked(device: str, path: str) -> tuple[int, int]:
     if deadlines.is_local(path):
         fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         info = _Info()

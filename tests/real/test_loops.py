@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from chrootfw.system import loops
+from chrootfw.errors import DiskError
+from chrootfw.system import deadlines, loops
 
 
 @pytest.mark.parametrize("few", [0, 1000])
@@ -34,3 +36,24 @@ def test_the_devices_over_a_file(
         name: str(renamed if file == files[3][0] else file) for file, name in files
     }
     assert loops.over() == {}
+
+
+@pytest.mark.parametrize("few", [0, 1000])
+@pytest.mark.parametrize("code", [errno.EAGAIN, errno.ECHILD, errno.EMFILE, errno.ENOMEM])
+def test_where_nobody_can_be_asked_no_file_is_free(
+    tmp_path: Path, attach: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch, few: int, code: int
+) -> None:
+    file = tmp_path / "disk.img"
+    file.write_bytes(bytes(1 << 20))
+    device = attach(file)
+
+    def fail(*_arguments: object, **_how: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(loops, "_FEW", few)
+    monkeypatch.setattr(deadlines, "carry_out", fail)
+    monkeypatch.setattr(deadlines, "is_local", lambda _path: False)
+    with pytest.raises(DiskError, match=os.strerror(code)):
+        loops.over({(file.stat().st_dev, file.stat().st_ino): str(file)})
+    with pytest.raises(DiskError, match=device):
+        loops.is_over(device, (file.stat().st_dev, file.stat().st_ino), str(file))
