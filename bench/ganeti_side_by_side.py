@@ -37,19 +37,33 @@ SCRIPTS = {
         "sh -c 'trap \"sleep 0.3; exit 0\" TERM; while :; do sleep 0.01; done' </dev/null >/dev/null 2>&1 &",
         ":",
     ),
-    "a daemon that ignores TERM": ("sh -c 'trap \"\" TERM; sleep 100000' </dev/null >/dev/null 2>&1 &", ":"),
+    "a daemon that ignores TERM": (
+        "sh -c 'trap \"\" TERM; sleep 100000' </dev/null >/dev/null 2>&1 &",
+        ":",
+    ),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--quick", action="store_true", help="no 2,000 others, at most 100 instances, no stubborn daemon"
+        "--quick",
+        action="store_true",
+        help="no 2,000 others, at most 100 instances, no stubborn daemon",
     )
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if not options.inside:
-        command = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "--propagation", "private", "--kill-child"]
+        command = [
+            "unshare",
+            "--mount",
+            "--pid",
+            "--fork",
+            "--mount-proc",
+            "--propagation",
+            "private",
+            "--kill-child",
+        ]
         sys.exit(subprocess.call([*command, sys.executable, *sys.argv, "--inside"]))
     ganeti_packages.use()
     with tempfile.TemporaryDirectory(prefix="bench-") as place:
@@ -87,7 +101,9 @@ class Bench:
         )
         self.image("plain", START, STOP)
         counts = (1, 10, 100) if self.quick else (1, 10, 100, 300)
-        print("\n| Instances | Others | What | stock | chrootfw | stock / chrootfw |\n|---|---|---|---|---|---|")
+        print(
+            "\n| Instances | Others | What | stock | chrootfw | stock / chrootfw |\n|---|---|---|---|---|---|"
+        )
         for others in (0,) if self.quick else (0, 2000):
             self.have_others(others)
             for count in counts:
@@ -95,15 +111,20 @@ class Bench:
                 for what, stocks in found["stock"].items():
                     ours = found["chrootfw"][what]
                     print(
-                        f"| {count} | {others} | {what} | {stocks:.1f} | {ours:.1f} | {stocks / ours:.1f} |", flush=True
+                        f"| {count} | {others} | {what} | {stocks:.1f} | {ours:.1f} | {stocks / ours:.1f} |",
+                        flush=True,
                     )
         self.have_others(0)
-        print("\n| Shutdown by Ganeti's backend, 120 s | stock | chrootfw | stock / chrootfw |\n|---|---|---|---|")
+        print(
+            "\n| Shutdown by Ganeti's backend, 120 s | stock | chrootfw | stock / chrootfw |\n|---|---|---|---|"
+        )
         for what, (start, stop) in SCRIPTS.items():
             if self.quick and "ignores" in what:
                 continue
             self.image(what, start, stop)
-            stocks, ours = (self.shutdown(kind, what, 1 if "ignores" in what else 5) for kind in self.classes)
+            stocks, ours = (
+                self.shutdown(kind, what, 1 if "ignores" in what else 5) for kind in self.classes
+            )
             print(f"| {what} | {stocks:.1f} | {ours:.1f} | {stocks / ours:.1f} |", flush=True)
 
     # -- the world ----------------------------------------------------------------------------------
@@ -113,7 +134,9 @@ class Bench:
 
         def fill(place: Path) -> None:
             roots.make_root(place)
-            os.mknod(place / "dev/null", 0o666 | stat.S_IFCHR, os.makedev(1, 3))  # the stock class mounts no /dev
+            os.mknod(
+                place / "dev/null", 0o666 | stat.S_IFCHR, os.makedev(1, 3)
+            )  # the stock class mounts no /dev
             roots.write_init(place, roots.script(start, stop), name="ganeti-chroot")
 
         roots.make_image(self.template(what), "ext4", fill, 8 << 20)
@@ -130,7 +153,9 @@ class Bench:
             shutil.copyfile(self.template(what), disk)
         hvparams = {"init_script": "/ganeti-chroot", "extra_config": "resolv_conf:off;hosts:off"}
         beparams = {"vcpus": 1, "maxmem": 64, "minmem": 64}
-        return objects.Instance(name=name, hypervisor="chroot", hvparams=hvparams, beparams=beparams, disks_info=[])
+        return objects.Instance(
+            name=name, hypervisor="chroot", hvparams=hvparams, beparams=beparams, disks_info=[]
+        )
 
     def devices(self, instance: Any) -> list[tuple[None, str, None]]:
         return [(None, str(self.place / f"{instance.name}.disk"), None)]
@@ -159,7 +184,9 @@ class Bench:
         hyper = self.classes[kind]
         instances = [self.instance(number) for number in range(count)]
         sample = instances[: self.sample]
-        start = self.median([lambda i=i: hyper().StartInstance(i, self.devices(i), False) for i in instances])
+        start = self.median(
+            [lambda i=i: hyper().StartInstance(i, self.devices(i), False) for i in instances]
+        )
         listing = self.repeated(lambda: len(hyper().ListInstances()), count)
         infos = self.repeated(lambda: len(hyper().GetAllInstancesInfo()), count)
         stops, cleanups = [], []
@@ -189,7 +216,9 @@ class Bench:
                     if os.readlink(process / "root").startswith(f"{self.place}/stock/"):
                         os.kill(int(process.name), signal.SIGKILL)
             for instance in instances:
-                while subprocess.call(["umount", f"{self.place}/stock/{instance.name}"], stderr=subprocess.DEVNULL):
+                while subprocess.call(
+                    ["umount", f"{self.place}/stock/{instance.name}"], stderr=subprocess.DEVNULL
+                ):
                     time.sleep(0.001)
         else:
             for instance in instances:
@@ -212,7 +241,11 @@ class Bench:
         for number in range(times):
             instance = self.instance(number, what)
             hyper().StartInstance(instance, self.devices(instance), False)
-            taken.append(self.timed(lambda i=instance: backend.InstanceShutdown(i, 120, [], store_reason=False)))
+            taken.append(
+                self.timed(
+                    lambda i=instance: backend.InstanceShutdown(i, 120, [], store_reason=False)
+                )
+            )
             assert hyper().GetInstanceInfo(instance.name) is None
             Path(self.devices(instance)[0][1]).unlink()
         return statistics.median(taken)

@@ -10,8 +10,9 @@ from pathlib import Path
 from world import CLEAN, HERE, Daemons, World
 
 import chrootfw
-from chrootfw import inventory
-from chrootfw.system import cgroups, mounts
+from chrootfw.linux import cgroups, mountinfo
+from chrootfw.state import ownership
+from chrootfw.state import snapshot as snapshots
 
 INIT = "/etc/chrootfw/init"
 
@@ -19,7 +20,14 @@ INIT = "/etc/chrootfw/init"
 class Ours:
     """An instance on an image (a loop device and ext4), or in a directory. Both verbs return their seconds."""
 
-    def __init__(self, world: World, daemons: Daemons = CLEAN, *, in_directory: bool = False, **params: object) -> None:
+    def __init__(
+        self,
+        world: World,
+        daemons: Daemons = CLEAN,
+        *,
+        in_directory: bool = False,
+        **params: object,
+    ) -> None:
         disk = world.root(daemons) if in_directory else world.image(daemons)
         self.world = world
         self.runtime = world.runtime()
@@ -38,7 +46,8 @@ class Ours:
 
     def pids(self) -> list[int]:
         """Its own processes."""
-        return inventory.Survey(self.runtime.run_dir).own(self.instance.name)
+        snapshot = snapshots.read_instance(self.runtime.run_dir, self.instance.name)
+        return ownership.Judge(snapshot, self.instance.name).read_own().pids
 
     def stop_watched(self, timeout: float | None = None) -> float:
         """``stop``; how long it took after the end of the last process is added to ``last_exits``."""
@@ -53,7 +62,7 @@ class Limit:
     """The same by ``start.c`` and ``stop.c``, which measure themselves."""
 
     def __init__(self, world: World, daemons: Daemons = CLEAN) -> None:
-        top = cgroups.hierarchies(mounts.read_table)[0]
+        top = cgroups.hierarchies(mountinfo.read_table)[0]
         assert top, "the limit needs a cgroup v2 hierarchy"
         self.image = world.image(daemons)
         self.place = world.new("limit")
@@ -99,7 +108,9 @@ def program(world: World, name: str) -> Path:
 
 
 def output(command: Path, *arguments: object) -> str:
-    done = subprocess.run([str(command), *map(str, arguments)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [str(command), *map(str, arguments)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, f"{command.name}: {done.stderr}"
     return done.stdout
 

@@ -34,7 +34,9 @@ class Row(NamedTuple):
     notes: list[str]
 
 
-def interleaved(contestants: Mapping[str, Contestant], *, rounds: int, at_most: float = 60.0) -> dict[str, list[float]]:
+def interleaved(
+    contestants: Mapping[str, Contestant], *, rounds: int, at_most: float = 60.0
+) -> dict[str, list[float]]:
     """Seconds by contestant. One round before is not measured; in each round all run once, in another order.
 
     A machine that becomes slower or faster meanwhile does so for all of them. Ends after ``at_most`` seconds too, but never

@@ -48,7 +48,12 @@ class Peer:
         if self.available():
             return ""
         shown = self.world.run(
-            self.program, "--version", check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            self.program,
+            "--version",
+            check=False,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         ).stdout
         return next((line.strip() for line in shown.splitlines() if line.strip()), "")
 
@@ -140,7 +145,9 @@ class Crun(Peer):
     def start(self, name: str) -> None:
         bundle = self.bundles[name]
         ready = _open_ready(Path(json.loads((bundle / "config.json").read_text())["root"]["path"]))
-        self._command("run", "--detach", "--bundle", str(bundle), "--pid-file", str(bundle / "pid"), name)
+        self._command(
+            "run", "--detach", "--bundle", str(bundle), "--pid-file", str(bundle / "pid"), name
+        )
         _wait_ready(ready, name)
 
     def stop(self, name: str, limit: float = 10.0) -> None:
@@ -301,14 +308,18 @@ class Schroot(Peer):
         return name
 
     def start(self, name: str) -> None:
-        self.world.run("schroot", "--begin-session", "--chroot", f"{name}-source", "--session-name", name)
+        self.world.run(
+            "schroot", "--begin-session", "--chroot", f"{name}-source", "--session-name", name
+        )
         self.run(name, "/etc/chrootfw/init", "start")
 
     def stop(self, name: str, limit: float = 10.0) -> None:  # noqa: ARG002  # its limits are in its scripts
         self.world.run("schroot", "--end-session", "--chroot", name)
 
     def run(self, name: str, *command: str) -> None:
-        self.world.run("schroot", "--run-session", "--chroot", name, "--directory", "/", "--", *command)
+        self.world.run(
+            "schroot", "--run-session", "--chroot", name, "--directory", "/", "--", *command
+        )
 
     def listing(self) -> None:
         self.world.run("schroot", "--list", "--all-sessions")
@@ -318,7 +329,14 @@ class Schroot(Peer):
         source = self.create(ONE)
         for _ in range(count):
             names.append(self.world.name("schroot"))
-            self.world.run("schroot", "--begin-session", "--chroot", f"{source}-source", "--session-name", names[-1])
+            self.world.run(
+                "schroot",
+                "--begin-session",
+                "--chroot",
+                f"{source}-source",
+                "--session-name",
+                names[-1],
+            )
 
 
 class Podman(Peer):
@@ -406,7 +424,9 @@ class Ganeti(Peer):
         """As Ganeti's backend does: stop every 5 s, then by force, then clean up."""
         objects = importlib.import_module("ganeti.objects")
 
-        instance = objects.Instance(name=name, hypervisor="chroot", hvparams={"init_script": "/ganeti-chroot"})
+        instance = objects.Instance(
+            name=name, hypervisor="chroot", hvparams={"init_script": "/ganeti-chroot"}
+        )
         hypervisor, began, tried = self.hypervisor, time.monotonic(), False
         while True:
             over = time.monotonic() - began >= limit

@@ -12,7 +12,9 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[0:0] = [str(HERE.parent / "tests/real"), str(HERE.parent / "tests/ganeti")]
 
-of_the_tests = importlib.import_module("prepare")  # tests/real/prepare.py; nobody imports this file by that name
+of_the_tests = importlib.import_module(
+    "prepare"
+)  # tests/real/prepare.py; nobody imports this file by that name
 
 #: Those whom chrootfw is measured beside.
 PEERS = ("bubblewrap", "crun", "lxc", "podman", "runc", "schroot", "systemd-container")

@@ -51,10 +51,16 @@ def heading(machine: dict[str, Any]) -> str:
         f"{machine['date']}, commit {machine['commit'] or 'unknown'}: Linux {machine['linux']}, {machine['cpus']} CPUs ({machine['cpu']}), "
         f"{machine['memory_mib']} MiB, Python {machine['python']}, load at the beginning {machine['load'][0]:.1f}."
     )
-    lines = [where, "", "Peers: " + "; ".join(f"{k} ({v})" for k, v in machine["peers"].items()) + "."]
+    lines = [
+        where,
+        "",
+        "Peers: " + "; ".join(f"{k} ({v})" for k, v in machine["peers"].items()) + ".",
+    ]
     lines += [f"{note}." for note in machine["notes"]]
     if machine["quick"]:
-        lines.append("**A quick run: it shows that everything works, and its figures mean nothing.**")
+        lines.append(
+            "**A quick run: it shows that everything works, and its figures mean nothing.**"
+        )
     return "\n".join(lines)
 
 
@@ -64,7 +70,9 @@ def row(row: Row) -> str:
     if row.samples:
         lines += ["| Who | median | min | max | rounds |", "|---|---|---|---|---|"]
         for name, taken in row.samples.items():
-            lines.append(f"| {name} | {time(median(taken))} | {time(min(taken))} | {time(max(taken))} | {len(taken)} |")
+            lines.append(
+                f"| {name} | {time(median(taken))} | {time(min(taken))} | {time(max(taken))} | {len(taken)} |"
+            )
         lines.append("")
     lines += [f"- {_verdict(goal)}: {goal.text}{_value(goal)}" for goal in row.goals]
     lines += [f"- {note}" for note in row.notes]
@@ -77,7 +85,9 @@ def goals(rows: Sequence[Row]) -> str:
     for each in rows:
         for goal in each.goals:
             value = "–" if goal.value is None else _number(goal.value)
-            lines.append(f"| {each.title} | {goal.text} | {value} | {_number(goal.limit)} | {_verdict(goal)} |")
+            lines.append(
+                f"| {each.title} | {goal.text} | {value} | {_number(goal.limit)} | {_verdict(goal)} |"
+            )
     return "\n".join(lines)
 
 
@@ -132,7 +142,8 @@ def write_plot(file: Path, rows: Sequence[Row]) -> None:
     y = 0
     for each in rows:
         ordered = sorted(
-            ((median(taken), name) for name, taken in each.samples.items() if taken), key=lambda pair: pair[0]
+            ((median(taken), name) for name, taken in each.samples.items() if taken),
+            key=lambda pair: pair[0],
         )
         if not ordered:
             continue
@@ -148,7 +159,9 @@ def write_plot(file: Path, rows: Sequence[Row]) -> None:
             parts.append(
                 f'<rect x="{_LABEL}" y="{y - _BAR + 3}" width="{max(1, width):.1f}" height="{_BAR}" class="{kind}"/>'
             )
-            parts.append(f'<text x="{_LABEL + max(1, width) + 6:.1f}" y="{y}">{time(seconds)}</text>')
+            parts.append(
+                f'<text x="{_LABEL + max(1, width) + 6:.1f}" y="{y}">{time(seconds)}</text>'
+            )
         y += 12
     style = (
         "text{font:12px sans-serif;fill:#444}.title{font-weight:bold;font-size:13px}.name{text-anchor:end}"

@@ -28,7 +28,7 @@ from measure import Row
 
 #: In the order of the table; a file of bench/rows each.
 ROWS = (
-    "listing", "commands", "start", "stop", "slow_daemons", "sub_mounts", "holders", "many", "hooks", "scale",
+    "listing", "commands", "start", "stop", "slow_daemons", "sub_mounts", "holders", "many", "logger", "hooks", "scale",
 )  # fmt: skip
 
 #: The options that name a file to write.
@@ -41,10 +41,14 @@ KEPT = ("XDG_CACHE_HOME", "PIP_", "http_proxy", "https_proxy", "no_proxy")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(_present())} (all)")
-    parser.add_argument("--quick", action="store_true", help="small counts, few rounds: does it work?")
+    parser.add_argument(
+        "--quick", action="store_true", help="small counts, few rounds: does it work?"
+    )
     parser.add_argument("--json", metavar="FILE", help="write machine, versions, samples and goals")
     parser.add_argument("--plot", metavar="FILE.svg", help="draw the medians of every row")
-    parser.add_argument("--markdown", metavar="FILE", help="write everything that is printed there, too, for a page")
+    parser.add_argument(
+        "--markdown", metavar="FILE", help="write everything that is printed there, too, for a page"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the order in which contestants run")
     parser.add_argument("--inside", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -98,7 +98,10 @@ class World:
         self._python: Path | None = None
 
     def __enter__(self) -> World:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755,size=80%", "bench", str(self.place)], check=True)
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "mode=755,size=80%", "bench", str(self.place)],
+            check=True,
+        )
         resolver = Path("/etc/resolv.conf")
         names = resolver.read_bytes() if resolver.exists() else b""
         for covered in COVERED:
@@ -138,7 +141,10 @@ class World:
         """A directory with a root file system of its own. ``linked``: its files are shared with others; for hundreds of them."""
         path, template = self.new("root"), self._template("root", daemons, 0)
         if linked:
-            subprocess.run(["cp", "--archive", "--link", "--no-target-directory", str(template), str(path)], check=True)
+            subprocess.run(
+                ["cp", "--archive", "--link", "--no-target-directory", str(template), str(path)],
+                check=True,
+            )
             os.unlink(path / "ready")
             os.mkfifo(path / "ready")
         else:
@@ -148,7 +154,10 @@ class World:
     def image(self, daemons: Daemons = CLEAN, size: int = 24 << 20) -> Path:
         """An image file with a root file system, ext4. ``size`` in bytes; the file is sparse."""
         path = self.new("image")
-        subprocess.run(["cp", "--sparse=always", str(self._template("image", daemons, size)), str(path)], check=True)
+        subprocess.run(
+            ["cp", "--sparse=always", str(self._template("image", daemons, size)), str(path)],
+            check=True,
+        )
         return path
 
     def _template(self, kind: str, daemons: Daemons, size: int) -> Path:
@@ -167,7 +176,11 @@ class World:
 
     def runtime(self, *plugins: object, **how: Any) -> chrootfw.Runtime:
         """A runtime with a run directory of its own; all of its instances are stopped at the end."""
-        directories = {"run_dir": self.new("run"), "config_dir": self.new("definitions")}
+        directories = {
+            "run_dir": self.new("run"),
+            "config_dir": self.new("definitions"),
+            "log_dir": self.new("logs"),
+        }
         directories["config_dir"].mkdir(mode=0o755)
         runtime = chrootfw.Runtime(plugins, **{**directories, **how})
         self._runtimes.append(runtime)
@@ -186,9 +199,14 @@ class World:
         if not count:
             yield
             return
-        loop = f"i=0; while [ $i -lt {count} ]; do sleep 100000 & i=$((i+1)); done; echo ready; wait"
+        loop = (
+            f"i=0; while [ $i -lt {count} ]; do sleep 100000 & i=$((i+1)); done; echo ready; wait"
+        )
         process = subprocess.Popen(
-            ["/bin/busybox", "sh", "-c", loop], stdout=subprocess.PIPE, start_new_session=True, env=self.environment
+            ["/bin/busybox", "sh", "-c", loop],
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+            env=self.environment,
         )
         assert process.stdout is not None
         try:
@@ -211,7 +229,9 @@ class World:
         """The program made of one C file."""
         program = self.place / source.stem
         if not program.exists():
-            subprocess.run(["cc", "-O2", "-Wall", "-Wextra", "-o", str(program), str(source)], check=True)
+            subprocess.run(
+                ["cc", "-O2", "-Wall", "-Wextra", "-o", str(program), str(source)], check=True
+            )
         return program
 
     def python(self) -> Path:
@@ -224,7 +244,9 @@ class World:
             self._python = _environment(self.new("python"), self.new("scripts"))
         return self._python
 
-    def run(self, *command: str | Path, check: bool = True, **how: Any) -> subprocess.CompletedProcess[Any]:
+    def run(
+        self, *command: str | Path, check: bool = True, **how: Any
+    ) -> subprocess.CompletedProcess[Any]:
         """A command with the clean environment; its output goes nowhere unless ``how`` says otherwise.
 
         Raises ``RuntimeError`` with what it said to stderr, which is a file: what a daemon keeps open is not waited for.
@@ -235,7 +257,9 @@ class World:
             done = subprocess.run([*map(str, command)], env=self.environment, check=False, **how)
             if check and done.returncode != 0:
                 said = os.pread(fd, 10_000, 0).decode(errors="replace")
-                raise RuntimeError(f"{' '.join(map(str, command))} ended with {done.returncode}: {said}")
+                raise RuntimeError(
+                    f"{' '.join(map(str, command))} ended with {done.returncode}: {said}"
+                )
             return done
         finally:
             os.close(fd)
@@ -245,12 +269,16 @@ def _fill(place: Path, daemons: Daemons) -> None:
     roots.make_root(place)
     (place / "usr/lib").mkdir(parents=True)  # without, systemd-nspawn takes it for no system
     (place / "usr/lib/os-release").write_text("ID=bench\n")
-    os.mknod(place / "dev/null", 0o666 | stat.S_IFCHR, os.makedev(1, 3))  # Ganeti's class mounts no /dev
+    os.mknod(
+        place / "dev/null", 0o666 | stat.S_IFCHR, os.makedev(1, 3)
+    )  # Ganeti's class mounts no /dev
     os.chmod(place / "dev/null", 0o666)
     script = roots.script(daemons.start, daemons.stop)
     roots.write_init(place, script)
     roots.write_init(place, script, name="ganeti-chroot")
-    roots.write_init(place, FIRST_PROCESS.format(start=daemons.start, stop=daemons.stop), name="first-process")
+    roots.write_init(
+        place, FIRST_PROCESS.format(start=daemons.start, stop=daemons.stop), name="first-process"
+    )
     os.mkfifo(place / "ready")
 
 
@@ -283,9 +311,14 @@ def _environment(place: Path, project: Path) -> Path:
     shutil.copytree(
         TREE,
         tree,
-        ignore=shutil.ignore_patterns(".git", ".tox", "__pycache__", "*.egg-info", ".*_cache", ".hypothesis"),
+        ignore=shutil.ignore_patterns(
+            ".git", ".tox", "__pycache__", "*.egg-info", ".*_cache", ".hypothesis"
+        ),
     )
-    environment = {**ENVIRONMENT, **{k: v for k, v in os.environ.items() if k.startswith(("PIP_", "http", "no_proxy"))}}
+    environment = {
+        **ENVIRONMENT,
+        **{k: v for k, v in os.environ.items() if k.startswith(("PIP_", "http", "no_proxy"))},
+    }
     python = place / "bin/python"
 
     def run(*command: str | Path) -> None:
@@ -294,7 +327,9 @@ def _environment(place: Path, project: Path) -> Path:
     run(sys.executable, "-m", "venv", place)
     run(python, "-m", "pip", "install", "-qq", "--upgrade", "pip")
     run(python, "-m", "pip", "install", "-qq", tree, project)
-    run(python, "-m", "pip", "uninstall", "-qq", "--yes", "setuptools")  # its .pth file slows every start
+    run(
+        python, "-m", "pip", "uninstall", "-qq", "--yes", "setuptools"
+    )  # its .pth file slows every start
     return python.parent
 
 

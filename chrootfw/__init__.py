@@ -5,11 +5,11 @@ The public names load when they are first used: ``import chrootfw`` alone costs 
 
 from __future__ import annotations
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from chrootfw.deprecated import ChrootfwDeprecationWarning
+    from chrootfw.cancellation import Cancellation
     from chrootfw.errors import (
         ChrootfwError,
         DefinitionError,
@@ -31,11 +31,15 @@ if TYPE_CHECKING:
         TransitionError,
         TrustError,
     )
-    from chrootfw.hookspecs import hookimpl
-    from chrootfw.interrupts import Interrupts
+    from chrootfw.hooks.deprecations import ChrootfwDeprecationWarning
+    from chrootfw.hooks.hook_types import Hooks
+    from chrootfw.hooks.registry import PluginRecord
+    from chrootfw.hooks.specs import hookimpl
+    from chrootfw.linux.root import Root
     from chrootfw.model import (
         NO_COMMAND,
         Command,
+        CommandStep,
         Entry,
         Escalation,
         Event,
@@ -48,43 +52,106 @@ if TYPE_CHECKING:
         Omit,
         Parameter,
         Plan,
+        PlannedStep,
         Problem,
         Stage,
         Step,
     )
-    from chrootfw.runtime import Runtime
-    from chrootfw.steps import CommandStep
-    from chrootfw.system.root import Root
-    from chrootfw.typed import Hooks
-    from chrootfw.views import Check, InstanceInfo, InstanceState, NodeInfo, Process
+    from chrootfw.runtime import Chroot, Runtime
+    from chrootfw.views import (
+        Check,
+        EffectiveParameter,
+        EffectiveParameters,
+        InstanceInfo,
+        InstanceState,
+        NodeInfo,
+        Process,
+    )
 
 _HOMES = {
-    "chrootfw.deprecated": ("ChrootfwDeprecationWarning",),
+    "chrootfw.hooks.deprecations": ("ChrootfwDeprecationWarning",),
     "chrootfw.errors": (
-        "ChrootfwError", "DefinitionError", "DiskError", "HeldError", "InputError", "Interrupted", "LockError",
-        "NotFoundError", "NotSupported", "PlanError", "PluginError", "PluginLoadError", "PreStartError", "PrivilegeError",
-        "ScriptError", "StepError", "SurvivorError", "TransitionError", "TrustError",
+        "ChrootfwError", "DefinitionError", "DiskError", "HeldError", "InputError", "Interrupted",
+        "LockError", "NotFoundError", "NotSupported", "PlanError", "PluginError", "PluginLoadError",
+        "PreStartError", "PrivilegeError", "ScriptError", "StepError", "SurvivorError",
+        "TransitionError", "TrustError",
     ),
-    "chrootfw.hookspecs": ("hookimpl",),
-    "chrootfw.interrupts": ("Interrupts",),
+    "chrootfw.hooks.registry": ("PluginRecord",),
+    "chrootfw.hooks.specs": ("hookimpl",),
+    "chrootfw.cancellation": ("Cancellation",),
     "chrootfw.model": (
-        "NO_COMMAND", "Command", "Entry", "Escalation", "Event", "EventKind", "Instance", "Mount", "MountPoint", "NoCommand",
-        "Node", "Omit", "Parameter", "Plan", "Problem", "Stage", "Step",
+        "NO_COMMAND", "Command", "CommandStep", "Entry", "Escalation", "Event", "EventKind",
+        "Instance", "Mount", "MountPoint", "NoCommand", "Node", "Omit", "Parameter", "Plan",
+        "PlannedStep", "Problem", "Stage", "Step",
     ),
-    "chrootfw.runtime": ("Runtime",),
-    "chrootfw.steps": ("CommandStep",),
-    "chrootfw.system.root": ("Root",),
-    "chrootfw.typed": ("Hooks",),
-    "chrootfw.views": ("Check", "InstanceInfo", "InstanceState", "NodeInfo", "Process"),
+    "chrootfw.runtime": ("Chroot", "Runtime"),
+    "chrootfw.linux.root": ("Root",),
+    "chrootfw.hooks.hook_types": ("Hooks",),
+    "chrootfw.views": (
+        "Check",
+        "EffectiveParameter",
+        "EffectiveParameters",
+        "InstanceInfo",
+        "InstanceState",
+        "NodeInfo",
+        "Process",
+    ),
 }  # fmt: skip
 
 __all__ = [
-    "NO_COMMAND", "Check", "ChrootfwDeprecationWarning", "ChrootfwError", "Command", "CommandStep", "DefinitionError",
-    "DiskError", "Entry", "Escalation", "Event", "EventKind", "HeldError", "Hooks", "InputError", "Instance", "InstanceInfo",
-    "InstanceState", "Interrupted", "Interrupts", "LockError", "Mount", "MountPoint", "NoCommand", "Node", "NodeInfo", "NotFoundError",
-    "NotSupported", "Omit", "Parameter", "Plan", "PlanError", "PluginError", "PluginLoadError", "PreStartError",
-    "PrivilegeError", "Problem", "Process", "Root", "Runtime", "ScriptError", "Stage", "Step", "StepError", "SurvivorError",
-    "TransitionError", "TrustError", "hookimpl",
+    "NO_COMMAND",
+    "Cancellation",
+    "Check",
+    "Chroot",
+    "ChrootfwDeprecationWarning",
+    "ChrootfwError",
+    "Command",
+    "CommandStep",
+    "DefinitionError",
+    "DiskError",
+    "EffectiveParameter",
+    "EffectiveParameters",
+    "Entry",
+    "Escalation",
+    "Event",
+    "EventKind",
+    "HeldError",
+    "Hooks",
+    "InputError",
+    "Instance",
+    "InstanceInfo",
+    "InstanceState",
+    "Interrupted",
+    "LockError",
+    "Mount",
+    "MountPoint",
+    "NoCommand",
+    "Node",
+    "NodeInfo",
+    "NotFoundError",
+    "NotSupported",
+    "Omit",
+    "Parameter",
+    "Plan",
+    "PlanError",
+    "PlannedStep",
+    "PluginError",
+    "PluginLoadError",
+    "PluginRecord",
+    "PreStartError",
+    "PrivilegeError",
+    "Problem",
+    "Process",
+    "Root",
+    "Runtime",
+    "ScriptError",
+    "Stage",
+    "Step",
+    "StepError",
+    "SurvivorError",
+    "TransitionError",
+    "TrustError",
+    "hookimpl",
 ]  # fmt: skip
 
 

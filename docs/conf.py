@@ -11,9 +11,9 @@ project = "chrootfw"
 author = "the chrootfw authors"
 version = release = chrootfw.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "generated"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "generated"]
 
-myst_enable_extensions = ["deflist"]
+myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 
 add_module_names = False
@@ -27,11 +27,14 @@ html_title = f"chrootfw {release}"
 html_copy_source = False
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_js_files = ["examples.js"]
+html_search_scorer = str(Path(__file__).with_name("scorer.js"))
+html_favicon = "_static/favicon.svg"
 html_show_copyright = False
 html_show_sphinx = False
 html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#0b6e5f", "color-brand-content": "#0b6e5f"},
     "dark_css_variables": {"color-brand-primary": "#5fd3bf", "color-brand-content": "#5fd3bf"},
 }
-# The files of figures and tables are included in reliability.md, scale-out.md and performance.md.
-exclude_patterns = ["_build", "figures.md", "ganeti-table.md", "performance-figures.md"]
+# The table is included in reference/ganeti-comparison.md.
+exclude_patterns = ["_build", "reference/ganeti-table.md"]

@@ -5,17 +5,14 @@ What is drawn is compared with the code: a diagram that says something else fail
 
 from __future__ import annotations
 
-import ast
 import html
 import re
 import subprocess
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
-from chrootfw import hookspecs, model
+from chrootfw import model
+from chrootfw.hooks import specs
 from chrootfw.planning import transitions
-
-_TREE = Path(__file__).resolve().parents[1]
 
 
 def draw(name: str) -> str:
@@ -27,11 +24,17 @@ def draw(name: str) -> str:
 def _svg(dot: str, label: str) -> str:
     """What ``dot`` makes, without the colours and fonts that it writes: classes and docs/_static/site.css say them."""
     try:
-        done = subprocess.run(["dot", "-Tsvg"], input=dot, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            ["dot", "-Tsvg"], input=dot, capture_output=True, text=True, check=True
+        )
     except FileNotFoundError as error:
-        raise RuntimeError("the diagrams are drawn by graphviz: apt-get install graphviz") from error
+        raise RuntimeError(
+            "the diagrams are drawn by graphviz: apt-get install graphviz"
+        ) from error
     except subprocess.CalledProcessError as error:
-        raise RuntimeError(f"dot does not understand a diagram of docs/diagrams.py: {error.stderr}") from error
+        raise RuntimeError(
+            f"dot does not understand a diagram of docs/diagrams.py: {error.stderr}"
+        ) from error
     svg = done.stdout[done.stdout.index("<svg") :]
     svg = re.sub(
         r"<!--.*?-->\n?|<title>.*?</title>\n?|<polygon fill=\"white\" stroke=\"none\"[^>]*/>\n?",
@@ -74,6 +77,8 @@ _MOVES = (
     ("stop", "running", "held", "stop,\\nnot proven"),
     ("stop", "mounted", "absent", "stop, cleanup"),
     ("cleanup", "mounted", "absent", ""),
+    ("stop", "mounted", "held", "not proven"),
+    ("stop", "held", "held", "still\\nnot proven"),
     ("stop", "held", "absent", "cleanup, stop"),
     ("cleanup", "held", "absent", ""),
     ("reboot", "running", "running", "reboot"),
@@ -85,7 +90,9 @@ def _states() -> str:
     drawn = {(verb, before) for verb, before, _after, _said in _MOVES}
     legal = {(verb, state.value) for verb, states in transitions._LEGAL.items() for state in states}
     legal -= {("enter", "mounted"), ("enter", "running"), ("stop", "absent"), ("cleanup", "absent")}
-    assert drawn == legal, f"docs/diagrams.py draws other moves between states than are legal: {drawn ^ legal}"
+    assert drawn == legal, (
+        f"docs/diagrams.py draws other moves between states than are legal: {drawn ^ legal}"
+    )
     edges = []
     for _verb, before, after, said in _MOVES:
         if said:
@@ -94,7 +101,7 @@ def _states() -> str:
             edges.append(f'{before} -> {after} [label="  {label}  "{more}]')
     return f"""digraph {{ {_GRAPH}
         absent [class="state absent"] mounted [class="state mounted"] running [class="state running"] held [class="state held"]
-        {{rank=same; absent}} {{rank=same; mounted held}}
+        {{rank=same; absent}} {{rank=same; mounted held}} ranksep=0.7 nodesep=0.6
         {"; ".join(edges)}
     }}"""
 
@@ -115,9 +122,18 @@ _ASKED: Mapping[str, tuple[str, ...]] = {
 def _stages() -> str:
     assert tuple(_ASKED) == model.STAGES
     asked = {f"chrootfw_{hook}" for hooks in _ASKED.values() for hook in hooks}
-    others = {"chrootfw_parameters", "chrootfw_around_stage", "chrootfw_event"}  # before, around, and at every stage
-    assert asked | others == set(hookspecs.KINDS), "docs/diagrams.py: a hook is missing in the diagram of the stages"
-    nodes = [f'"{stage}" [class=stage label="{_NEW_LINE.join((stage, *hooks))}"]' for stage, hooks in _ASKED.items()]
+    others = {
+        "chrootfw_parameters",
+        "chrootfw_around_stage",
+        "chrootfw_event",
+    }  # before, around, and at every stage
+    assert asked | others == set(specs.KINDS), (
+        "docs/diagrams.py: a hook is missing in the diagram of the stages"
+    )
+    nodes = [
+        f'"{stage}" [class=stage label="{_NEW_LINE.join((stage, *hooks))}"]'
+        for stage, hooks in _ASKED.items()
+    ]
     return f"""digraph {{ rankdir=LR {_GRAPH}
         ranksep=0.4
         absent [class="state absent"] running [class="state running"]
@@ -131,62 +147,10 @@ def _stages() -> str:
     }}"""
 
 
-# -- the house ------------------------------------------------------------------------------------------
-
-#: A word on each floor, from the ground up, by one of its rooms.
-_WORDS = {
-    "errors": "names, paths, what is shown",
-    "model": "what plugins answer with",
-    "planning.mount_order": "rules; they touch nothing",
-    "system.syscalls": "the kernel's calls, the mount table",
-    "system.cgroups": "cgroups, paths inside, terminals",
-    "system.processes": "disks, locks, who lives where",
-    "stages": "who decides",
-    "inventory": "what is here, what was wanted",
-    "starting": "one verb on one instance",
-    "runtime": "what can be asked for",
-    "testing": "for those who test plugins",
-    "cli": "arguments in, text out",
-}
-
-
-def floors() -> tuple[tuple[str, ...], ...]:
-    """The floors of the house from the ground up, as the test of the imports has them."""
-    tree = ast.parse((_TREE / "tests/unit/test_rooms.py").read_text(encoding="utf-8"))
-    found = [
-        ast.literal_eval(node.value)
-        for node in tree.body
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "FLOORS"
-    ]
-    assert len(found) == 1, "tests/unit/test_rooms.py has no FLOORS"
-    return found[0]  # type: ignore[no-any-return]
-
-
-def _house() -> str:
-    nodes = []
-    for number, floor in enumerate(floors()):
-        words = [words for room, words in _WORDS.items() if room in floor]
-        assert len(words) == 1, f"docs/diagrams.py: the floor {floor} needs one word on what it is, and has {words}"
-        rooms = [room for room in floor if room not in ("planning", "system", "__main__")]
-        rows = [rooms[at : at + 5] for at in range(0, len(rooms), 5)]
-        cells = "".join(f"<tr>{''.join(f'<td>{room}</td>' for room in row)}</tr>" for row in rows)
-        table = f'<table border="0" cellborder="1" cellspacing="4" cellpadding="4" style="rounded">{cells}</table>'
-        nodes.append(f"floor{number} [class=floor label=<{table}>]")
-        nodes.append(f'word{number} [shape=plaintext class=word label="{words[0]}"]')
-        nodes.append(f"{{rank=same; floor{number}; word{number}}} floor{number} -> word{number} [style=invis minlen=0]")
-    top = len(floors()) - 1
-    chain = " -> ".join(f"floor{number}" for number in range(top, -1, -1))
-    aligned = " -> ".join(f"word{number}" for number in range(top, -1, -1))
-    return f"""digraph {{ {_GRAPH} ranksep=0.22
-        node [margin=0.03]
-        {"; ".join(nodes)}
-        {chain} [weight=100]
-        {aligned} [style=invis]
-    }}"""
-
-
 _DIAGRAMS: Mapping[str, tuple[Callable[[], str], str]] = {
     "states": (_states, "The states of an instance, and the verbs that lead from one to another"),
-    "stages": (_stages, "The stages of a start and of a stop with their hooks, and how a failing start is undone"),
-    "house": (_house, "The floors of the house; each room imports only rooms below it"),
+    "stages": (
+        _stages,
+        "The stages of a start and of a stop with their hooks, and how a failing start is undone",
+    ),
 }

@@ -1,4 +1,4 @@
-"""Pictures of the command line: real commands, run on a terminal, and what they said as SVG.
+"""Screens of the command line: real commands, run on a terminal, and what they said, as text with its colours.
 
 ``show(name)`` runs the commands of a screen on a machine of its own: a mount namespace in which /srv, /run and /etc/chrootfw are the
 screens' own. That takes root. ``python docs/screens.py demo`` draws docs/demo.svg, the picture in the README.
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import termios
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fcntl import ioctl
 from functools import lru_cache
 from pathlib import Path
@@ -29,7 +29,6 @@ COLUMNS = 116
 
 #: The screens that show nothing of a machine, and so need no root: their commands.
 ANYWHERE: Mapping[str, Sequence[str]] = {
-    "help": ["chrootfw --help"],
     "plugins": ["chrootfw plugins"],
 }
 
@@ -85,15 +84,23 @@ def _lives() -> dict[str, list[Shown]]:
         stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, env=_environment({}),
     )  # fmt: skip
     if done.returncode != 0:
-        raise RuntimeError(f"the screens of docs/screens.py could not be made:\n{done.stdout}{done.stderr}")
-    return {name: [Shown(*each) for each in screen] for name, screen in json.loads(done.stdout).items()}
+        raise RuntimeError(
+            f"the screens of docs/screens.py could not be made:\n{done.stdout}{done.stderr}"
+        )
+    return {
+        name: [Shown(*each) for each in screen] for name, screen in json.loads(done.stdout).items()
+    }
 
 
 def _live() -> dict[str, list[Shown]]:
     """Run as root in a mount namespace of its own: every screen of ``LIVES``."""
     with tempfile.TemporaryDirectory() as scratch:
         _mount("-t", "tmpfs", "-o", "mode=0755", "tmpfs", scratch)
-        places = {"CHROOTFW_RUN_DIR": "/run/chrootfw", "CHROOTFW_CONFIG_DIR": f"{scratch}/etc"}
+        places = {
+            "CHROOTFW_RUN_DIR": "/run/chrootfw",
+            "CHROOTFW_CONFIG_DIR": f"{scratch}/etc",
+            "CHROOTFW_LOG_DIR": f"{scratch}/log",
+        }
         try:
             for name in ("srv", "run", "etc"):
                 Path(scratch, name).mkdir(mode=0o755)
@@ -106,7 +113,9 @@ def _live() -> dict[str, list[Shown]]:
             subprocess.run(["busybox", "ip", "link", "set", "lo", "up"], check=True)
             return {name: [*_commands(commands, places)] for name, commands in LIVES.items()}
         finally:
-            _run("chrootfw stop web1 --force --kill-holders", places)  # already stopped, unless a screen failed
+            _run(
+                "chrootfw stop web1 --force --kill-holders", places
+            )  # already stopped, unless a screen failed
             subprocess.run(["umount", scratch], check=True)
 
 
@@ -129,8 +138,20 @@ def _commands(commands: Sequence[str], places: Mapping[str, str]) -> Iterator[Sh
 
 def _environment(more: Mapping[str, str]) -> dict[str, str]:
     """What finds this chrootfw, and nothing that would change what it says."""
-    kept = {key: os.environ[key] for key in ("PATH", "HOME", "PYTHONPATH", "TMPDIR") if key in os.environ}
-    return {**kept, "LC_ALL": "C.UTF-8", "TERM": "xterm", "COLUMNS": str(COLUMNS), "LINES": "50", **more}
+    kept = {
+        key: os.environ[key]
+        for key in ("PATH", "HOME", "PYTHONPATH", "TMPDIR")
+        if key in os.environ
+    }
+    return {
+        **kept,
+        "LC_ALL": "C.UTF-8",
+        "TERM": "xterm",
+        "COLUMNS": str(COLUMNS),
+        "CHROOTFW_PROGRESS": "0",
+        "LINES": "50",
+        **more,
+    }
 
 
 #: In a mount namespace of which no other process that is about to make one gets a copy.
@@ -177,19 +198,43 @@ _STYLE = """
 svg { --back: #f6f8f7; --line: #ccd6d3; --text: #1d2624; --dim: #66736f; --red: #b3261e; --green: #14713a; --yellow: #855b00; --cyan: #00677d }
 @media (prefers-color-scheme: dark) { svg { --back: #14191a; --line: #3a4546; --text: #d5dedb; --dim: #8a9693;
   --red: #ff8a80; --green: #7fd39b; --yellow: #e6c26a; --cyan: #6fd0e0 } }
-rect { fill: var(--back); stroke: var(--line) } text { fill: var(--text) }
+rect { fill: var(--back); stroke: var(--line) } text { fill: var(--text); white-space: pre }
 """ + "".join(f".{name} {{ fill: var(--{name}) }} " for name in ("red", "green", "yellow", "cyan"))  # fmt: skip
 _STYLE += ".b { font-weight: bold } .d { fill: var(--dim) } .title { fill: var(--dim) }"
 
 
-def picture(shown: Sequence[Shown], title: str, *, alone: bool = False) -> str:
-    """A terminal with commands and what they said, as SVG. ``alone``: for a file of its own."""
-    lines = []
+def text(shown: Sequence[Shown]) -> str:
+    """Commands and what they said as preformatted HTML, which can be copied and read aloud."""
+    return _preformatted(_coloured(line) for line in _lines(shown))
+
+
+def demo_text() -> str:
+    """The picture in the README as preformatted HTML."""
+    drawn = (_HERE / "demo.svg").read_text(encoding="utf-8")
+    lines: list[str] = []
+    for y, line in re.findall(r'<text x="\d+" y="(\d+)" textLength[^>]*>(.*?)</text>', drawn):
+        number = (int(y) - _BAR - _MARGIN - 10) // _LINE
+        lines += [""] * (number - len(lines)) + [line.replace("\N{NO-BREAK SPACE}", " ")]
+    return _preformatted(lines)
+
+
+def _preformatted(lines: Iterable[str]) -> str:
+    joined = "\n".join(lines).replace("<tspan", "<span").replace("</tspan>", "</span>")
+    return f'<pre class="screen">{joined}</pre>'
+
+
+def _lines(shown: Sequence[Shown]) -> list[str]:
+    lines: list[str] = []
     for command, said in shown:
         prompt = [f"\033[32m$\033[0m \033[1m{command}\033[0m"] if command else []
         lines += ["", *prompt, *said.split("\n")] if lines else [*prompt, *said.split("\n")]
-    lines = [part for line in lines for part in _folded(line)]
-    columns = COLUMNS if not alone else max(len(_plain(line)) for line in lines)
+    return lines
+
+
+def picture(shown: Sequence[Shown], title: str) -> str:
+    """A terminal with commands and what they said, as an SVG that stands in a file of its own."""
+    lines = [part for line in _lines(shown) for part in _folded(line)]
+    columns = max(len(_plain(line)) for line in lines)
     width, height = columns * _CHARACTER + 2 * _MARGIN, len(lines) * _LINE + _BAR + 2 * _MARGIN
     drawn = [
         (
@@ -197,14 +242,16 @@ def picture(shown: Sequence[Shown], title: str, *, alone: bool = False) -> str:
             f'viewBox="0 0 {width:.0f} {height}" font-family="ui-monospace, DejaVu Sans Mono, Menlo, Consolas, monospace" '
             f'font-size="14" width="{width:.0f}">'
         ),
-        f"<style>{_STYLE}</style>" if alone else "",
+        f"<style>{_STYLE}</style>",
         f'<rect x="0.5" y="0.5" width="{width - 1:.0f}" height="{height - 1}" rx="8"/>',
         f'<text class="title" x="{width / 2:.0f}" y="20" text-anchor="middle" font-size="12">{html.escape(title)}</text>',
     ]
     for number, line in enumerate(lines):
         if length := len(_plain(line)):
             where = f'x="{_MARGIN}" y="{_BAR + _MARGIN + number * _LINE + 10}" textLength="{length * _CHARACTER:.1f}"'
-            drawn.append(f'<text {where} lengthAdjust="spacingAndGlyphs" xml:space="preserve">{_coloured(line)}</text>')
+            drawn.append(
+                f'<text {where} lengthAdjust="spacingAndGlyphs" xml:space="preserve">{_coloured(line)}</text>'
+            )
     return "\n".join(filter(None, [*drawn, "</svg>"]))
 
 
@@ -226,7 +273,7 @@ def _coloured(line: str) -> str:
     out, open_spans = [], 0
     for part in re.split(r"(\033\[[\d;]*m)", line):
         if not part.startswith("\033"):
-            out.append(html.escape(part, quote=False).replace(" ", "\N{NO-BREAK SPACE}"))
+            out.append(html.escape(part, quote=False))
         elif part in ("\033[0m", "\033[m"):
             out.append("</tspan>" * open_spans)
             open_spans = 0
@@ -240,23 +287,40 @@ def _coloured(line: str) -> str:
 # -- the demo -------------------------------------------------------------------------------------------
 
 #: The acts of the demo that its picture shows.
-_ACTS = "23467"
+_ACTS = "2367"
+
+#: What it leaves out of them: each mount and unmount, and that a script begins.
+_LEFT_OUT = re.compile(r" ms  (?:mount|pre-start|unmount) |… +init-")
 
 
 def demo() -> list[Shown]:
-    """The acts of a real demo that the picture shows, and its last line."""
+    """Return the acts of a real demo that the picture shows, and its last line.
+
+    ``⋮`` stands for the lines that it leaves out.
+    """
     said = _run("chrootfw demo", {}, prefix=_APART).said.strip("\n")
-    *acts, end = re.split(r"\n\n(?=\033\[1m\d  |A whole life)", said)
+    _, *acts, end = re.split(r"\n\n(?=\033\[1m\d  |A whole life)", said)
     if not end.startswith("A whole life"):
         raise RuntimeError(f"the demo did not come to its end:\n{said}")
-    return [Shown("", "\n\n".join([*(act for act in acts if _plain(act)[0] in _ACTS), end]))]
+    shown = [_abridged(act) for act in acts if _plain(act)[0] in _ACTS]
+    return [Shown("", "\n\n".join([*shown, end]))]
+
+
+def _abridged(act: str) -> str:
+    lines: list[str] = []
+    for line in act.split("\n"):
+        if not _LEFT_OUT.search(_plain(line)):
+            lines.append(line)
+        elif lines[-1] != f"{'':12}⋮":
+            lines.append(f"{'':12}⋮")
+    return "\n".join(lines)
 
 
 def main(what: str) -> None:
     if what == "lives":
         json.dump(_live(), sys.stdout)
     else:
-        (_HERE / "demo.svg").write_text(picture(demo(), "chrootfw demo", alone=True) + "\n", encoding="utf-8")
+        (_HERE / "demo.svg").write_text(picture(demo(), "chrootfw demo") + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
  *
  * The mount table once; for each cgroup of the run directory cgroup.procs, cpu.stat, and memory.current, or where no controller
  * counts memory statm of each process (cgroup.events is asked where no process is listed, which is nowhere here); each
- * instance's intent.json. V1_CGROUPS is - unless version 1 counts the memory. Prints the median of the passes in seconds.
+ * instance's record.json. V1_CGROUPS is - unless version 1 counts the memory. Prints the median of the passes in seconds.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -112,7 +112,7 @@ int main(int argc, char **argv)
 	static const char *const v2[] = {"cgroup.procs", "memory.current", "cpu.stat", NULL};
 	static const char *const v2_cpu[] = {"cgroup.procs", "cpu.stat", NULL};
 	static const char *const v1[] = {"memory.usage_in_bytes", NULL};
-	static const char *const intents[] = {"intent.json", NULL};
+	static const char *const intents[] = {"record.json", NULL};
 	int passes = argc == 5 ? atoi(argv[4]) : 0;
 	double *taken = calloc(passes + 1, sizeof(*taken));
 

@@ -15,7 +15,8 @@ from lives import Ours, output, program
 from measure import Contestant, Row, at_least, at_most, interleaved, times
 from world import ONE, TREE, World
 
-from chrootfw import inventory
+from chrootfw.state import holders
+from chrootfw.state import snapshot as snapshots
 
 sys.path.append(str(TREE / "tests/crash"))
 import holder_kinds
@@ -50,9 +51,9 @@ class Busy:
         self.daemon = ours.pids()[0]
 
     def chrootfw(self) -> set[int]:
-        survey = inventory.Survey(self.run_dir)
-        intent, _notes = inventory.read_intent(survey, self.name)
-        found = inventory.find_holders(survey.mounts(self.name), self.root, intent, ())
+        snapshot = snapshots.read_instance(self.run_dir, self.name)
+        record = snapshot.record(self.name)
+        found = holders.find_holders(snapshot.read_mounts(self.name), self.root, record, ())
         return {process.pid for process in found}
 
     def fuser(self) -> set[int]:
@@ -82,7 +83,9 @@ def _beside(busy: Busy, count: int, *, rounds: int) -> Row:
     goals = [at_most("times the C limit", times(samples, "chrootfw", LIMIT), 1.6)]
     for other in ("fuser -m", "lsof"):
         goals.append(at_least(f"times faster than {other}", times(samples, other, "chrootfw"), 1))
-    return Row(f"{KEY}-{count}", f"holders of a busy mount, beside {count:,} processes", samples, goals, [])
+    return Row(
+        f"{KEY}-{count}", f"holders of a busy mount, beside {count:,} processes", samples, goals, []
+    )
 
 
 def _asked(ask: Callable[[], set[int]]) -> None:
@@ -109,7 +112,9 @@ def _who_is_found(world: World, busy: Busy) -> Row:
     samples: dict[str, list[float]] = {name: [] for name in NAMES}
     outside = world.new("outside")
     outside.mkdir()
-    kinds = [name for name, kind in holder_kinds.KINDS.items() if kind.outcome == holder_kinds.NAMED]
+    kinds = [
+        name for name, kind in holder_kinds.KINDS.items() if kind.outcome == holder_kinds.NAMED
+    ]
     asked = 0
     for kind in kinds:
         with _holding(world, kind, busy, str(outside)) as pid:

@@ -12,7 +12,7 @@ from measure import Row, at_most, interleaved, median
 from world import World
 
 import chrootfw
-from chrootfw import stages
+from chrootfw.hooks import dispatch
 
 KEY = "hooks"
 TITLE = "hook machinery"
@@ -67,10 +67,22 @@ def _share(world: World, *, quick: bool) -> Row:
             samples.setdefault(f"{case}: {part}", []).append(seconds)
         shares.setdefault(case, []).append(clock.seconds["machinery"] / sum(clock.seconds.values()))
 
-    interleaved({case: functools.partial(start, case) for case in cases}, rounds=5 if quick else 31, at_most=90)
-    goals = [at_most("percent of a start of an image, with the defaults", 100 * median(shares["image, defaults"]), 2.0)]
+    interleaved(
+        {case: functools.partial(start, case) for case in cases},
+        rounds=5 if quick else 31,
+        at_most=90,
+    )
+    goals = [
+        at_most(
+            "percent of a start of an image, with the defaults",
+            100 * median(shares["image, defaults"]),
+            2.0,
+        )
+    ]
     notes = [
-        f"{case}: {100 * median(found):.1f} % of a start" for case, found in shares.items() if case != "image, defaults"
+        f"{case}: {100 * median(found):.1f} % of a start"
+        for case, found in shares.items()
+        if case != "image, defaults"
     ]
     notes.append(
         "a third party's plugin is asked in a thread of its own, since it may hang: that is most of what 20 of them cost"
@@ -109,22 +121,28 @@ class _Clock:
 @contextlib.contextmanager
 def _taken_apart() -> Iterator[_Clock]:
     clock = _Clock()
-    methods = {name: getattr(stages.Stages, name) for name in ASKING}
-    called = stages._called
+    methods = {name: getattr(dispatch.Dispatcher, name) for name in ASKING}
+    called = dispatch._called
 
-    def around(self: stages.Stages, instance: Any, stage: Any, body: Callable[[], Any], **how: Any) -> Any:
+    def around(
+        self: dispatch.Dispatcher, instance: Any, stage: Any, body: Callable[[], Any], **how: Any
+    ) -> Any:
         return methods["around"](self, instance, stage, clock.part_of("the rest", body), **how)
 
     for name, method in methods.items():
-        setattr(stages.Stages, name, clock.part_of("machinery", around if name == "around" else method))
-    stages._called = clock.part_of("plugins", called)
+        setattr(
+            dispatch.Dispatcher,
+            name,
+            clock.part_of("machinery", around if name == "around" else method),
+        )
+    dispatch._called = clock.part_of("plugins", called)
     try:
         yield clock
         clock.switch("the rest")
     finally:
-        stages._called = called
+        dispatch._called = called
         for name, method in methods.items():
-            setattr(stages.Stages, name, method)
+            setattr(dispatch.Dispatcher, name, method)
 
 
 def _building(world: World, *, quick: bool) -> Row:
@@ -139,6 +157,10 @@ def _building(world: World, *, quick: bool) -> Row:
         rounds=11 if quick else 201,
     )
     goals = [
-        at_most("milliseconds for 20 plugins and the defaults", 1e3 * median(taken["20 plugins and the defaults"]), 5)
+        at_most(
+            "milliseconds for 20 plugins and the defaults",
+            1e3 * median(taken["20 plugins and the defaults"]),
+            5,
+        )
     ]
     return Row(f"{KEY}-building", f"{TITLE}: a runtime is made", taken, goals, [])

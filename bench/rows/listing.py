@@ -7,11 +7,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import peers
-from measure import Contestant, Goal, Row, at_least, at_most, interleaved, median, not_measured, times
+from measure import (
+    Contestant,
+    Goal,
+    Row,
+    at_least,
+    at_most,
+    interleaved,
+    median,
+    not_measured,
+    times,
+)
 from world import ONE, World
 
 import chrootfw
-from chrootfw.system import cgroups, mounts
+from chrootfw.linux import cgroups, mountinfo
 
 KEY = "listing"
 TITLE = "list, in process"
@@ -32,7 +42,10 @@ def run(world: World, *, quick: bool) -> Iterator[Row]:
             fill(world, runtime, count - started)
             started = count
             contestants = ours(world, runtime, count)
-            for others in (*around, *around):  # twice: a machine that becomes slower does so for both
+            for others in (
+                *around,
+                *around,
+            ):  # twice: a machine that becomes slower does so for both
                 with world.others(others):
                     taken = interleaved(contestants, rounds=3 if quick else 21, at_most=20)
                 known = samples.setdefault((count, others), {name: [] for name in taken})
@@ -45,12 +58,18 @@ def run(world: World, *, quick: bool) -> Iterator[Row]:
     why = ganeti.available()
     if not why:
         _ganeti(world, ganeti, samples, quick=quick)
-    flat = median(samples[counts[-1], around[-1]]["chrootfw"]) / median(samples[counts[-1], 0]["chrootfw"])
+    flat = median(samples[counts[-1], around[-1]]["chrootfw"]) / median(
+        samples[counts[-1], 0]["chrootfw"]
+    )
     for (count, others), taken in samples.items():
-        goals: list[Goal] = [at_most("times C that reads the same files", times(taken, "chrootfw", "C"), 2.0)]
+        goals: list[Goal] = [
+            at_most("times C that reads the same files", times(taken, "chrootfw", "C"), 2.0)
+        ]
         notes = []
         if others == around[-1] and count == counts[-1]:
-            goals.append(at_most(f"beside {others} other processes, times as long as beside none", flat, 1.1))
+            goals.append(
+                at_most(f"beside {others} other processes, times as long as beside none", flat, 1.1)
+            )
         if others == around[-1] and count == (GANETI_AT_MOST if not quick else counts[-1]):
             text = "times faster than GetAllInstancesInfo"
             faster = times(taken, "hv_chroot", "chrootfw")
@@ -58,7 +77,11 @@ def run(world: World, *, quick: bool) -> Iterator[Row]:
         if count > GANETI_AT_MOST:
             notes.append(f"hv_chroot is measured up to {GANETI_AT_MOST} instances")
         yield Row(
-            f"{KEY}-{count}-{others}", f"{TITLE}: {count} instances, {others} other processes", taken, goals, notes
+            f"{KEY}-{count}-{others}",
+            f"{TITLE}: {count} instances, {others} other processes",
+            taken,
+            goals,
+            notes,
         )
 
 
@@ -70,22 +93,36 @@ def fill(world: World, runtime: chrootfw.Runtime, count: int) -> None:
 
 def ours(world: World, runtime: chrootfw.Runtime, count: int) -> dict[str, Contestant]:
     run_dir = runtime.run_dir
-    v2, v1 = (top and cgroups.home(top, run_dir) for top in cgroups.hierarchies(mounts.read_table))
+    v2, v1 = (
+        top and cgroups.home(top, run_dir) for top in cgroups.hierarchies(mountinfo.read_table)
+    )
     assert v2, "without a v2 hierarchy list has to look at every process"
-    program = [str(world.compiled(LIMIT)), run_dir, v2, v1 if v1 and Path(v1).is_dir() else "-", "5"]
+    program = [
+        str(world.compiled(LIMIT)),
+        run_dir,
+        v2,
+        v1 if v1 and Path(v1).is_dir() else "-",
+        "5",
+    ]
 
     def listed() -> None:
         found = runtime.list()
         assert sum(info.state == "running" for info in found) == count, found
 
     def limit() -> float:
-        return float(subprocess.run(program, check=True, capture_output=True, text=True).stdout.split()[0])
+        return float(
+            subprocess.run(program, check=True, capture_output=True, text=True).stdout.split()[0]
+        )
 
     return {"chrootfw": listed, "C": limit}
 
 
 def _ganeti(
-    world: World, ganeti: peers.Ganeti, samples: dict[tuple[int, int], dict[str, list[float]]], *, quick: bool
+    world: World,
+    ganeti: peers.Ganeti,
+    samples: dict[tuple[int, int], dict[str, list[float]]],
+    *,
+    quick: bool,
 ) -> None:
     names: list[str] = []
     try:

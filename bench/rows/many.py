@@ -46,23 +46,35 @@ class Pass(NamedTuple):
         return sum(self.starts) + sum(self.stops)
 
 
-def _all(world: World, kind: str, disks: Sequence[Path], crun: Pass | None, notes: Sequence[str]) -> Row:
+def _all(
+    world: World, kind: str, disks: Sequence[Path], crun: Pass | None, notes: Sequence[str]
+) -> Row:
     ours, count = _ours(world, disks), len(disks)
     samples = {"chrootfw, a start": ours.starts, "chrootfw, a stop": ours.stops}
     if crun:
         samples |= {"crun, a start": crun.starts, "crun, a stop": crun.stops}
-    goals = [at_most("start all and stop all: times crun's", ours.total / crun.total if crun else None, 1)]
+    goals = [
+        at_most(
+            "start all and stop all: times crun's", ours.total / crun.total if crun else None, 1
+        )
+    ]
     tenth = max(1, count // 10)
     for verb, seconds in (("start", ours.starts), ("stop", ours.stops[::-1])):
         growth = median(seconds[-tenth:]) / median(seconds[:tenth])
         goals.append(
-            at_most(f"a {verb} beside {count - tenth} or more: times one beside up to {tenth}", growth, GROWTH)
+            at_most(
+                f"a {verb} beside {count - tenth} or more: times one beside up to {tenth}",
+                growth,
+                GROWTH,
+            )
         )
     before, running, after = ours.memory
     goals += [
         at_most("MiB that the program has grown by when all run", (running - before) / 1024, 1),
         at_most("MiB that the program has grown by at the end", (after - before) / 1024, 1),
-        at_most("processes beside the daemons when all run: each would be resident", ours.others, 0),
+        at_most(
+            "processes beside the daemons when all run: each would be resident", ours.others, 0
+        ),
     ]
     totals = f"start all and stop all, one after the other: chrootfw {ours.total:.2f} s"
     totals += f", crun {crun.total:.2f} s (a directory each)" if crun else ""
@@ -88,13 +100,17 @@ def _in_parallel(world: World, disks: Sequence[Path], *, rounds: int) -> Row:
     runtime = world.runtime(lock_timeout=60)
     instances = [chrootfw.Instance(world.name(), disk=str(disk)) for disk in disks]
     verbs: dict[str, Callable[[Any], object]] = {"start": runtime.start, "stop": runtime.stop}
-    samples: dict[str, list[float]] = {f"{verb} all, {way}": [] for way in ("in turn", "at once") for verb in verbs}
+    samples: dict[str, list[float]] = {
+        f"{verb} all, {way}": [] for way in ("in turn", "at once") for verb in verbs
+    }
     with ThreadPoolExecutor(len(instances)) as pool:
         for _ in range(rounds):
             for name, verb in verbs.items():
                 samples[f"{name} all, in turn"].append(_seconds(list, map(verb, instances)))
             for name, verb in verbs.items():
-                samples[f"{name} all, at once"].append(_seconds(_all_at_once, pool, verb, instances))
+                samples[f"{name} all, at once"].append(
+                    _seconds(_all_at_once, pool, verb, instances)
+                )
     goals = []
     for name in verbs:
         ratio = times(samples, f"{name} all, at once", f"{name} all, in turn")
@@ -130,7 +146,9 @@ def _processes() -> set[int]:
     return {int(entry) for entry in os.listdir("/proc") if entry.isdigit()}
 
 
-def _all_at_once(pool: ThreadPoolExecutor, verb: Callable[[Any], object], instances: Sequence[object]) -> None:
+def _all_at_once(
+    pool: ThreadPoolExecutor, verb: Callable[[Any], object], instances: Sequence[object]
+) -> None:
     list(pool.map(verb, instances))
 
 

@@ -22,8 +22,8 @@ from measure import Goal, Row, interleaved, median
 from world import World
 
 import chrootfw
-from chrootfw import inventory
-from chrootfw.system import mounts
+from chrootfw.linux import mountinfo
+from chrootfw.state import snapshot as snapshots
 
 KEY = "scale"
 TITLE = "scale"
@@ -52,7 +52,11 @@ def _instances(world: World, *, quick: bool) -> Row:
     done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     worlds.forget_cgroups(world.mark)
     found: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines()]
-    samples = {f"{what}, {at['count']} instances": at[what] for what in ("start", "list", "stop") for at in found}
+    samples = {
+        f"{what}, {at['count']} instances": at[what]
+        for what in ("start", "list", "stop")
+        for at in found
+    }
     per_instance = found[-1]["mounts"] / found[-1]["count"]
     most = int(Path("/proc/sys/fs/mount-max").read_text())
     notes = [
@@ -70,7 +74,9 @@ def _instances(world: World, *, quick: bool) -> Row:
     elif found[-1]["count"] < counts[-1]:
         notes.append(f"the time of {BUDGET} s was over at {found[-1]['count']} instances")
     reached = found[-1]["count"]
-    goals = [Goal("instances on one node", float(reached), float(counts[-1]), reached >= counts[-1])]
+    goals = [
+        Goal("instances on one node", float(reached), float(counts[-1]), reached >= counts[-1])
+    ]
     return Row(f"{KEY}-instances", f"{TITLE}: many instances", samples, goals, notes)
 
 
@@ -79,7 +85,9 @@ def _exponent(found: list[dict[str, Any]], what: str) -> float:
     first, last = found[0], found[-1]
     if first["count"] == last["count"]:
         return math.nan
-    return math.log(median(last[what]) / median(first[what])) / math.log(last["count"] / first["count"])
+    return math.log(median(last[what]) / median(first[what])) / math.log(
+        last["count"] / first["count"]
+    )
 
 
 def _inside(place: Path, run_dir: Path, mark: str, budget: float, counts: list[int]) -> None:
@@ -98,10 +106,18 @@ def _inside(place: Path, run_dir: Path, mark: str, budget: float, counts: list[i
         if not starts:
             break
         # The last few; those before belong to fewer instances.
-        at = {"count": count, "start": starts[-9:], "mounts": mounts.read_table().count(b"\n"), "broke": broke}
+        at = {
+            "count": count,
+            "start": starts[-9:],
+            "mounts": mountinfo.read_table().count(b"\n"),
+            "broke": broke,
+        }
         at |= interleaved({"list": partial(_list, runtime, count)}, rounds=3)
         at["rss_kib"] = _resident()
-        at["stop"] = [_again(runtime, place, f"{mark}-s{number}") for number in range(count, max(0, count - 5), -1)]
+        at["stop"] = [
+            _again(runtime, place, f"{mark}-s{number}")
+            for number in range(count, max(0, count - 5), -1)
+        ]
         print(json.dumps(at), flush=True)
         if broke or count < wanted:
             break
@@ -146,16 +162,20 @@ def _table(*, quick: bool) -> Row:
     for count in counts:
         raw = made_up(count)
         contestants = {
-            "select: the mounts below the run directory": lambda raw=raw: _ignore(mounts.select(raw, b"/run/chrootfw")),
-            "sort by instance": lambda raw=raw: _ignore(inventory._lines_by_instance(raw, "/run/chrootfw")),
-            "find cgroup2": lambda raw=raw: _ignore(mounts.of_type(raw, b"cgroup2")),
-            "parse all": lambda raw=raw: _ignore(mounts.parse(raw)),
+            "select: the mounts below the run directory": lambda raw=raw: _ignore(
+                mountinfo.select(raw, b"/run/chrootfw")
+            ),
+            "sort by instance": lambda raw=raw: _ignore(
+                snapshots.lines_by_instance(raw, "/run/chrootfw")
+            ),
+            "find cgroup2": lambda raw=raw: _ignore(mountinfo.of_type(raw, b"cgroup2")),
+            "parse all": lambda raw=raw: _ignore(mountinfo.parse(raw)),
         }
         for what, taken in interleaved(contestants, rounds=5, at_most=60).items():
             samples[f"{what}, {count:,} mounts"] = taken
             law.setdefault(what, []).append(median(taken))
         tracemalloc.start()
-        kept = mounts.parse(raw)
+        kept = mountinfo.parse(raw)
         size = tracemalloc.get_traced_memory()[0]
         tracemalloc.stop()
         notes.append(
@@ -163,7 +183,8 @@ def _table(*, quick: bool) -> Row:
         )
     factor = counts[-1] / counts[0]
     notes += [
-        f"{what} grows as M^{math.log(taken[-1] / taken[0]) / math.log(factor):.2f}" for what, taken in law.items()
+        f"{what} grows as M^{math.log(taken[-1] / taken[0]) / math.log(factor):.2f}"
+        for what, taken in law.items()
     ]
     notes.append(_reading())
     return Row(f"{KEY}-table", f"{TITLE}: a large mount table, made up", samples, [], notes)
@@ -171,7 +192,10 @@ def _table(*, quick: bool) -> Row:
 
 def made_up(count: int) -> bytes:
     """A mount table of so many lines, ten for each instance."""
-    lines = [b"20 1 0:20 / / rw - rootfs rootfs rw", b"21 20 0:21 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw"]
+    lines = [
+        b"20 1 0:20 / / rw - rootfs rootfs rw",
+        b"21 20 0:21 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw",
+    ]
     for number in range(count - len(lines)):
         place = (
             b"/run/chrootfw/i%d/root/m%d" % (number // 1000, number // 100 % 10)
@@ -187,8 +211,8 @@ def made_up(count: int) -> bytes:
 
 def _reading() -> str:
     """What the kernel takes to write its own table, for comparison with what parsing it takes."""
-    lines = mounts.read_table().count(b"\n")
-    taken = interleaved({"read": lambda: _ignore(mounts.read_table())}, rounds=21)["read"]
+    lines = mountinfo.read_table().count(b"\n")
+    taken = interleaved({"read": lambda: _ignore(mountinfo.read_table())}, rounds=21)["read"]
     return f"reading the table from the kernel: {median(taken) / lines * 1e6:.2f} µs a mount, in a table of {lines}"
 
 

@@ -53,7 +53,9 @@ def run(world: World, *, quick: bool) -> Iterator[Row]:
         if quick:
             goals.append(not_measured("times faster than schroot", "it takes up to 24 s", 1))
         else:
-            goals.append(at_least("times faster than schroot", times(samples, "schroot", "chrootfw"), 1))
+            goals.append(
+                at_least("times faster than schroot", times(samples, "schroot", "chrootfw"), 1)
+            )
         notes = [] if quick else notes
         notes.append(
             f"C is {least:.1f} ms over {case.wait:g} s: the run of the script, and what the daemon itself takes"

@@ -26,11 +26,15 @@ def run(world: World, *, quick: bool) -> Iterator[Row]:
     found, notes = peers.available(world, *PEERS)
     for peer in found.values():
         name = peer.create()
-        contestants[peer.name] = then(partial(timed, partial(peer.start, name)), partial(peer.stop, name))
+        contestants[peer.name] = then(
+            partial(timed, partial(peer.start, name)), partial(peer.stop, name)
+        )
     samples = interleaved(contestants, rounds=5 if quick else 40)
     goals = [at_most("times the C limit", times(samples, "chrootfw", "C"), 1.3)]
     for kind in PEERS:
-        goals.append(at_least(f"times faster than {kind.name}", times(samples, kind.name, "chrootfw"), 1))
+        goals.append(
+            at_least(f"times faster than {kind.name}", times(samples, kind.name, "chrootfw"), 1)
+        )
     notes.append("crun, lxc and systemd-nspawn start in a directory: they mount no image")
     yield Row(KEY, TITLE, samples, goals, notes)
 

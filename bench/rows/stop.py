@@ -41,7 +41,9 @@ def run(world: World, *, quick: bool) -> Iterator[Row]:
         at_least("times faster than hv_chroot", times(samples, "hv_chroot", "chrootfw"), 2),
     ]
     ratio = (times(samples, "chrootfw", "C") or 0, times(samples, OVER, LIMIT_OVER) or 0)
-    notes.append(f"{ratio[0]:.1f} × C as a whole, {ratio[1]:.1f} × over the last exit; the script's run is in both")
+    notes.append(
+        f"{ratio[0]:.1f} × C as a whole, {ratio[1]:.1f} × over the last exit; the script's run is in both"
+    )
     yield Row(KEY, TITLE, samples, goals, notes)
     yield _beside_a_crowd(world, 100 if quick else CROWD, rounds=3 if quick else 7)
 

@@ -50,10 +50,14 @@ def run(world: World, *, quick: bool) -> Iterator[Row]:
         samples[STAGE] = stages[-len(samples["chrootfw"]) :]
         goals = [
             at_most("times the umount2 loop", times(samples, "chrootfw", LIMIT), 1.5),
-            at_most("times the umount2 loop, the stage unmount alone", times(samples, STAGE, LIMIT), 1.5),
+            at_most(
+                "times the umount2 loop, the stage unmount alone", times(samples, STAGE, LIMIT), 1.5
+            ),
             at_least("times faster than schroot", times(samples, "schroot", "chrootfw"), 100),
         ]
-        notes.append("chrootfw takes its own seven mounts down too, proves that all is gone, and removes its record")
+        notes.append(
+            "chrootfw takes its own seven mounts down too, proves that all is gone, and removes its record"
+        )
         yield Row(f"{KEY}-{count}", f"tear down {count:,} sub-mounts", samples, goals, notes)
 
 
@@ -89,7 +93,9 @@ class Mounts:
         name = peer.create()
 
         def begin() -> None:
-            self.world.run("schroot", "--begin-session", "--chroot", f"{name}-source", "--session-name", name)
+            self.world.run(
+                "schroot", "--begin-session", "--chroot", f"{name}-source", "--session-name", name
+            )
             self._make(f"/run/schroot/mount/{name}/mnt")
 
         return after(begin, partial(timed, partial(peer.stop, name)))

@@ -1,1 +1,4 @@
-"""Pure rules: names and paths, orders, escalation, states. Imports nothing that can touch the system."""
+"""Pure rules about names, paths, orders, escalations and states.
+
+Nothing in this package can touch the system.
+"""

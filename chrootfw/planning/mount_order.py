@@ -1,4 +1,9 @@
-"""In which order mounts go up and come down, and whether somebody else's order will do."""
+"""Sort mounts for mounting and for unmounting, and check the order that a plugin wants.
+
+The default plugin `chrootfw_defaults.deepest_first` answers the hook `chrootfw_unmount_ordering`
+with `sort_for_unmounting`; `hooks.dispatch` checks every answer with `check_unmount_order`; and
+`lifecycle.unmount` unmounts in that order.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +14,30 @@ from chrootfw.model import Mount, MountPoint, Omit
 from chrootfw.planning import paths
 
 
-def parents_first(points: Iterable[MountPoint]) -> list[MountPoint]:
-    """Mount points in the order in which to mount them: auxiliary layers first, then the root's tree,
-    each parent before what lies below it; equals keep their order."""
+def sort_for_mounting(points: Iterable[MountPoint]) -> list[MountPoint]:
+    """Sort mount points into the order in which to mount them.
+
+    Auxiliary layers come first, then the root's tree. Each parent comes before its children; equals
+    keep their order.
+    """
     return sorted(points, key=lambda p: (p.at == "root", p.at, len(paths.components(p.target))))
 
 
 def merge(
     answers: Iterable[tuple[str, MountPoint | Omit]], who: Callable[[str], str] = "plugin {}".format
 ) -> list[tuple[str, MountPoint]]:
-    """``(plugin, answer)`` pairs, asked first first, merged by place: the first for a place wins.
+    """Merge the answers of plugins: the first answer for a target wins.
 
-    ``who`` describes a plugin, for blame. Returns ``(plugin, mount point)`` pairs, parents first. Raises ``PlanError``
-    unless exactly one root (``/``) is left.
+    Args:
+        answers: Pairs of a plugin's name and its answer, in the order of the calls.
+        who: Returns the description of a plugin, for errors.
+
+    Returns:
+        Pairs of a plugin's name and its mount point, parents first.
+
+    Raises:
+        PlanError: No root mount (`/`) is left, an auxiliary layer has no mount on its own top, or
+            a mount would cover a device.
     """
     chosen: dict[tuple[str, str], tuple[str, MountPoint | Omit]] = {}
     for plugin, answer in answers:
@@ -30,22 +46,54 @@ def merge(
     if not any(p.at == "root" and p.target == "/" for _, p in points.values()):
         omitted = chosen.get(("root", "/"))
         if omitted:
-            raise PlanError(f"{who(omitted[0])} leaves out the root mount (/), so there is nothing to start")
+            raise PlanError(
+                f"{who(omitted[0])} leaves out the root mount (/), so there is nothing to start"
+            )
         raise PlanError(
             "no plugin answered with a mount point for the root (/)",
             hint="give the instance a disk, or enable the plugin that brings one",
+            has_no_root=True,
         )
     for plugin, point in points.values():
-        if point.at != "root" and (point.at, "/") not in {(p.at, p.target) for _, p in points.values()}:
-            raise PlanError(f"{who(plugin)} mounts {point.describe()}, but nothing is mounted on {point.at}/")
-    return [points[id(point)] for point in parents_first(p for _, p in points.values())]
+        if point.at != "root" and (point.at, "/") not in {
+            (p.at, p.target) for _, p in points.values()
+        }:
+            raise PlanError(
+                f"{who(plugin)} mounts {point.describe()}, but nothing is mounted on {point.at}/"
+            )
+    _check_devices(points.values(), who)
+    return [points[id(point)] for point in sort_for_mounting(p for _, p in points.values())]
 
 
-def deepest_first(mounts: Sequence[Mount]) -> list[Mount]:
-    """Children before parents; then deeper targets first; then the newest first (the last in the table).
+def _check_devices(points: Iterable[tuple[str, MountPoint]], who: Callable[[str], str]) -> None:
+    """Check that no mount covers a device that is made in the mount above.
 
-    A mount over a directory that hides an older mount point must go before what it hides: for that the
-    shallower target is newer, its parent is the same, and the caller repeats until nothing is left.
+    Raises:
+        PlanError: One does.
+    """
+    points = list(points)
+    for _, above in points:
+        for node in (node for node in above.nodes if node.device is not None):
+            base = above.target.rstrip("/")
+            device = f"{base}/{node.path}"
+            for plugin, point in points:
+                is_on_it = point.at == above.at and point.target.startswith(f"{base}/")
+                if is_on_it and device.startswith(f"{point.target}/"):
+                    raise PlanError(
+                        f"the device {device} would be covered: {who(plugin)} mounts"
+                        f" {point.describe()}",
+                        hint=f"take {device} out of the parameter devices",
+                    )
+
+
+def sort_for_unmounting(mounts: Sequence[Mount]) -> list[Mount]:
+    """Sort mounts for unmounting: children before parents, then deeper targets, then newer mounts.
+
+    A mount over a directory may hide an older mount point, and must go first. The covering mount
+    has the shallower target and the same parent, so the caller repeats until nothing is left.
+
+    Args:
+        mounts: The mounts, in the order of the mount table (the newest last).
     """
     position = {mount.id: index for index, mount in enumerate(mounts)}
     by_id = {mount.id: mount for mount in mounts}
@@ -58,7 +106,7 @@ def deepest_first(mounts: Sequence[Mount]) -> list[Mount]:
 
 
 def _generation(mount: Mount, by_id: dict[int, Mount]) -> int:
-    """How many of the given mounts lie between this one and the top of its tree."""
+    """Count the given mounts between a mount and the top of its tree."""
     generation, seen = 0, {mount.id}
     while (parent := by_id.get(mount.parent)) is not None and parent.id not in seen:
         seen.add(parent.id)
@@ -67,7 +115,15 @@ def _generation(mount: Mount, by_id: dict[int, Mount]) -> int:
 
 
 def check_unmount_order(mounts: Sequence[Mount], order: Sequence[Mount]) -> str | None:
-    """``None`` if ``order`` is a children-first permutation of ``mounts``, else what is wrong with it."""
+    """Check that an order is a permutation of the given mounts, with children first.
+
+    Args:
+        mounts: The mounts that have to be unmounted.
+        order: The order that a plugin answered with.
+
+    Returns:
+        What is wrong with the order, as a clause; `None` if it is valid.
+    """
     given = {mount.id: mount for mount in mounts}
     seen: set[int] = set()
     for mount in order:

@@ -1,14 +1,16 @@
-"""Names and lexical path checks; what is refused here never reaches the kernel."""
+"""Check names and paths by their text, before the kernel gets them."""
 
 from __future__ import annotations
+
+import re
 
 from chrootfw.errors import InputError
 
 #: Longest name of an instance, in characters.
 NAME_MAX = 200
-#: Longest path that the kernel takes, in bytes, the closing NUL not counted (PATH_MAX - 1).
+#: Longest path that the kernel takes, in bytes without the final NUL (PATH_MAX - 1).
 PATH_MAX = 4095
-#: Longest component of a path in bytes (NAME_MAX of the kernel).
+#: Longest component of a path, in bytes (the kernel's NAME_MAX).
 COMPONENT_MAX = 255
 
 _FIRST = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789")
@@ -16,7 +18,18 @@ _REST = _FIRST | frozenset("._-")
 
 
 def check_name(name: object, what: str = "instance name") -> str:
-    """``name`` if it is one: ``[A-Za-z0-9][A-Za-z0-9._-]{0,199}``. Raises ``InputError``."""
+    """Check that a value is a name: `[A-Za-z0-9][A-Za-z0-9._-]{0,199}`.
+
+    Args:
+        name: The value to check.
+        what: The kind of name, for the error.
+
+    Returns:
+        The name.
+
+    Raises:
+        InputError: The value is not a valid name.
+    """
     if not isinstance(name, str):
         raise InputError(f"the {what} is {name!r}; it must be a string")
     shown = repr(name if len(name) <= 60 else name[:57] + "…")
@@ -24,7 +37,9 @@ def check_name(name: object, what: str = "instance name") -> str:
     if not name:
         raise InputError(f"the {what} is empty", hint=rule)
     if len(name) > NAME_MAX:
-        raise InputError(f"the {what} {shown} has {len(name)} characters, more than {NAME_MAX}", hint=rule)
+        raise InputError(
+            f"the {what} {shown} has {len(name)} characters, more than {NAME_MAX}", hint=rule
+        )
     if name[0] not in _FIRST:
         raise InputError(f"the {what} {shown} begins with {name[0]!r}", hint=rule)
     for character in name:
@@ -34,10 +49,20 @@ def check_name(name: object, what: str = "instance name") -> str:
 
 
 def check_absolute(path: object, what: str) -> str:
-    """``path`` if it is an absolute, normalised path, as Ganeti's ``IsNormAbsPath`` wants it.
+    """Check that a path is absolute and normalised, as Ganeti's `IsNormAbsPath` does.
 
-    Normalised: no ``.``, ``..``, empty component or trailing slash (``/`` itself is fine). Such a path
-    cannot lexically leave the directory it is taken in. Raises ``InputError``.
+    A normalised path has no `.`, `..`, empty component or trailing slash (`/` itself is valid). By
+    its text, such a path cannot leave the directory in which it is used.
+
+    Args:
+        path: The value to check.
+        what: The path's name, for the error.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: The value is not such a path, or the kernel could not take it.
     """
     if not isinstance(path, str):
         raise InputError(f"{what} is {path!r}; it must be an absolute path")
@@ -49,7 +74,9 @@ def check_absolute(path: object, what: str) -> str:
     try:
         raw = path.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
-        raise InputError(f"{what} {shown} contains a lone surrogate, which no file name can hold") from None
+        raise InputError(
+            f"{what} {shown} contains a lone surrogate, which no file name can hold"
+        ) from None
     if not path.startswith("/"):
         raise InputError(f"{what} {shown} is not an absolute path", hint="begin it with /")
     if len(raw) > PATH_MAX:
@@ -68,7 +95,14 @@ def check_absolute(path: object, what: str) -> str:
 
 
 def check_at(at: object) -> str:
-    """``at`` if it is ``root`` or ``aux:NAME``. Raises ``InputError``."""
+    """Check that a mount's place is `root` or `aux:NAME`.
+
+    Returns:
+        The place.
+
+    Raises:
+        InputError: The value is neither.
+    """
     if at == "root":
         return "root"
     if isinstance(at, str) and at.startswith("aux:"):
@@ -78,17 +112,33 @@ def check_at(at: object) -> str:
 
 
 def components(path: str) -> tuple[str, ...]:
-    """The components of an absolute, normalised path; none for ``/``."""
+    """Split an absolute, normalised path into its components; `/` has none."""
     return tuple(part for part in path.split("/") if part)
 
 
+def escape_colons(path: str) -> str:
+    r"""Write a path as a part of a bind: `\:` for a colon, `\\` for a backslash."""
+    return path.replace("\\", "\\\\").replace(":", "\\:")
+
+
+def split_colons(text: str) -> list[str]:
+    r"""Split a text at its colons; `\:` is a colon, `\\` a backslash, each as a character."""
+    parts = [""]
+    for piece in re.findall(r"\\[:\\]|.", text, re.DOTALL):
+        if piece == ":":
+            parts.append("")
+        else:
+            parts[-1] += piece[-1]
+    return parts
+
+
 def is_within(path: str, directory: str) -> bool:
-    """Whether ``path`` is ``directory`` or below it, by component: ``/a10`` is not within ``/a1``."""
+    """Check by components that a path is a directory or below it: `/a10` is not within `/a1`."""
     if directory == "/":
         return path.startswith("/")
     return path == directory or path.startswith(directory + "/")
 
 
 def is_within_bytes(path: bytes, directory: bytes) -> bool:
-    """``is_within`` for paths of any bytes, as the mount table has them."""
+    """Check the same as `is_within` for paths of any bytes, as in the mount table."""
     return path == directory or path.startswith(directory.rstrip(b"/") + b"/")

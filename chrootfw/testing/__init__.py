@@ -1,7 +1,7 @@
-"""The plugin author's test kit: recordings, failures at every step, a real chroot, a conformance suite.
+"""Test kit for plugin authors: recordings, failures at every step, a real chroot, conformance.
 
-For pytest it is a plugin with the fixtures ``recording_runtime`` and ``real_chroot``. What is here loads when it is first used: a
-pytest that has nothing to do with chrootfw pays nothing for it.
+For pytest it is a plugin with the fixtures ``recording_runtime`` and ``real_chroot``. Modules load
+when they are first used: a pytest that has nothing to do with chrootfw pays nothing for them.
 """
 
 from __future__ import annotations
@@ -15,10 +15,20 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Alive": "records", "Conformance": "conformance", "RealChroot": "real", "Record": "records",
-    "Recorded": "records", "RecordingRuntime": "recording", "Sent": "records", "check": "conformance",
+    "Recorded": "records", "RecordingRuntime": "recording", "Sent": "records",
+    "check": "conformance",
 }  # fmt: skip
 
-__all__ = ["Alive", "Conformance", "RealChroot", "Record", "Recorded", "RecordingRuntime", "Sent", "check"]
+__all__ = [
+    "Alive",
+    "Conformance",
+    "RealChroot",
+    "Record",
+    "Recorded",
+    "RecordingRuntime",
+    "Sent",
+    "check",
+]
 
 
 def __getattr__(name: str) -> object:

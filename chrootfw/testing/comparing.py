@@ -1,4 +1,4 @@
-"""Whether two answers of a plugin are equal: hooks answer with new objects each time."""
+"""Compare two answers of a plugin: hooks answer with new objects each time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from chrootfw.views import Process
 
 
 def plain(value: Any) -> Any:
-    """A form that can be compared: what two equal answers have in common."""
+    """Return a form that can be compared: what two equal answers have in common."""
     if isinstance(value, Step):
         return [f"{type(value).__module__}:{type(value).__qualname__}", plain(value.arguments())]
     if isinstance(value, Process):
@@ -21,7 +21,10 @@ def plain(value: Any) -> Any:
     if isinstance(value, Parameter):
         return [value.name, repr(value.type), plain(value.default), value.help]
     if attrs.has(type(value)):
-        return [type(value).__name__, {f.name: plain(getattr(value, f.name)) for f in attrs.fields(type(value))}]
+        return [
+            type(value).__name__,
+            {f.name: plain(getattr(value, f.name)) for f in attrs.fields(type(value))},
+        ]
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -42,7 +45,8 @@ class _Same:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Same) and (
-            self.value is other.value or (not inspect.isroutine(self.value) and bool(self.value == other.value))
+            self.value is other.value
+            or (not inspect.isroutine(self.value) and bool(self.value == other.value))
         )
 
     def __hash__(self) -> int:

@@ -1,4 +1,7 @@
-"""Does a plugin keep the rules of its hooks? A class of tests for pytest, and a function that lists everything it finds."""
+"""Check that a plugin keeps the rules of its hooks.
+
+A class of tests for pytest, and a function that lists every finding.
+"""
 
 from __future__ import annotations
 
@@ -6,29 +9,45 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from chrootfw.model import Instance
-from chrootfw.testing.examination import LOOKS, SECONDS, Examination
+from chrootfw.testing.examination import CHECKS, SECONDS, Examination
 
 
 def check(
-    plugin: object, instances: Sequence[Instance] = (), *, seconds: float = SECONDS, apply_steps: bool = False
+    plugin: object,
+    instances: Sequence[Instance] = (),
+    *,
+    seconds: float = SECONDS,
+    apply_steps: bool = False,
 ) -> list[str]:
-    """Everything that is wrong with a plugin, a sentence each; empty when it keeps all the rules.
+    """List everything that is wrong with a plugin.
 
-    ``plugin``: an object, class or module. ``instances``: what it is asked about besides two plain ones, for a plugin that is
-    silent unless a parameter is set. ``seconds``: within which each hook must answer. ``apply_steps``: apply its Steps and undo them,
-    which touches the system.
+    Args:
+        plugin: An object, class or module.
+        instances: Instances for its hooks besides two plain ones, for a plugin that is silent
+            unless a parameter is set.
+        seconds: The time limit of each hook (float).
+        apply_steps: Apply its Steps and undo them, which touches the system.
+
+    Returns:
+        A sentence for each finding; none when the plugin keeps all the rules.
     """
     with Examination(plugin, instances, seconds=seconds, apply_steps=apply_steps) as exam:
-        return list(dict.fromkeys(line for look in LOOKS.values() for line in look(exam)))
+        return list(dict.fromkeys(line for name in CHECKS for line in exam.run(name)))
 
 
 class Conformance:
-    """Tests that a plugin keeps the rules of its hooks: ``class TestMine(Conformance): plugin = Mine``.
+    """Test that a plugin keeps the rules of its hooks.
 
-    ``plugin``, ``instances``, ``seconds``, ``apply_steps``: as for ``check``.
+    Derive from it: ``class TestMine(Conformance): plugin = Mine``.
+
+    Attributes:
+        plugin: As for ``check``.
+        instances: As for ``check``.
+        seconds: As for ``check``.
+        apply_steps: As for ``check``.
     """
 
-    plugin: Any
+    plugin: Any = None
     instances: Sequence[Instance] = ()
     seconds: float = SECONDS
     apply_steps: bool = False
@@ -37,61 +56,66 @@ class Conformance:
 
     @classmethod
     def setup_class(cls) -> None:
-        """Called by pytest before the tests."""
+        """Prepare; pytest calls this before the tests."""
         cls._examination = Examination(
             cls.plugin, cls.instances, seconds=cls.seconds, apply_steps=cls.apply_steps
         ).__enter__()
 
     @classmethod
     def teardown_class(cls) -> None:
-        """Called by pytest after the tests."""
+        """Clean up; pytest calls this after the tests."""
         if cls._examination is not None:
             cls._examination.__exit__()
             cls._examination = None
 
-    def _look(self, name: str) -> None:
+    def _check(self, name: str) -> None:
         __tracebackhide__ = True
         assert self._examination is not None
-        findings = LOOKS[name](self._examination)
+        findings = self._examination.run(name)
         if findings:
             raise AssertionError("\n".join(findings))
 
     def test_it_can_be_loaded(self) -> None:
-        """Its hooks exist, are marked, are no coroutines, and wrap where they must."""
+        """Test that hooks exist, are marked, are not coroutines, and wrap where they must."""
         __tracebackhide__ = True
-        self._look("loading")
+        self._check("loading")
 
     def test_its_answers_have_the_right_types(self) -> None:
-        """No exception, and nothing that the core refuses."""
+        """Test that nothing raises, and that the core refuses nothing."""
         __tracebackhide__ = True
-        self._look("answers")
+        self._check("answers")
 
     def test_its_wrappers_pass_on_what_they_wrap(self) -> None:
-        """``return (yield)`` once, and errors go through."""
+        """Test for one ``return (yield)``, and that errors go through."""
         __tracebackhide__ = True
-        self._look("wrappers")
+        self._check("wrappers")
 
     def test_it_answers_without_waiting(self) -> None:
-        """Within ``seconds``, and without asking anybody on standard input."""
+        """Test that hooks answer within ``seconds``, and do not read standard input."""
         __tracebackhide__ = True
-        self._look("blocking")
+        self._check("blocking")
+
+    def test_it_changes_nothing(self) -> None:
+        """Test that hooks do nothing to the system, the process or its environment."""
+        __tracebackhide__ = True
+        self._check("changes")
 
     def test_it_answers_the_same_twice(self) -> None:
-        """And changes nothing that it is given."""
+        """Test that hooks answer the same twice, and change nothing that they are given."""
         __tracebackhide__ = True
-        self._look("repetition")
+        self._check("repetition")
 
     def test_its_steps_can_be_undone_by_another_process(self) -> None:
-        """From their record alone."""
+        """Test that Steps can be undone from their record alone."""
         __tracebackhide__ = True
-        self._look("steps")
+        self._check("steps")
 
     def test_its_unmount_orderings_are_legal(self) -> None:
-        """For random mount trees, stacked mounts and layers among them."""
+        """Test random mount trees, stacked mounts and layers among them."""
         __tracebackhide__ = True
-        self._look("unmount_orderings")
+        self._check("unmount_orderings")
 
     def test_its_kill_strategies_are_legal(self) -> None:
-        """For random processes, gently and by force."""
+        """Test random processes, with and without force, which is not ignored."""
         __tracebackhide__ = True
-        self._look("kill_strategies")
+        self._check("kill_strategies")

@@ -1,4 +1,7 @@
-"""The plugin for pytest: the fixtures. It imports nothing of chrootfw before one of them is used."""
+"""The plugin for pytest: the fixtures.
+
+It imports nothing of chrootfw before one of them is used.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,10 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def recording_runtime(tmp_path: Path) -> Callable[..., RecordingRuntime]:
-    """A factory of runtimes that only record: ``recording_runtime(*plugins, root={…}, processes=[…])``."""
+    """Return a factory of runtimes that only record.
+
+    Such as ``recording_runtime(*plugins, root={…}, processes=[…])``.
+    """
     from chrootfw.testing.recording import RecordingRuntime
 
     return functools.partial(RecordingRuntime, directory=str(tmp_path))
@@ -25,10 +31,11 @@ def recording_runtime(tmp_path: Path) -> Callable[..., RecordingRuntime]:
 
 @pytest.fixture
 def real_chroot(tmp_path: Path) -> Iterator[Callable[..., RealChroot]]:
-    """A factory of real, tiny instances, started: ``real_chroot(*plugins, init="…", params={…})``.
+    """Yield a factory of real, tiny instances, started.
 
-    They are in a mount namespace that the test's thread enters and leaves; they are stopped after the test, which fails when a
-    mount, loop device or process is left. Skipped where mounts cannot be made.
+    Such as ``real_chroot(*plugins, init="…", params={…})``. They are in a mount namespace that the
+    test's thread enters and leaves; they are stopped after the test, which fails when a mount, loop
+    device or process is left. Skipped where mounts cannot be made.
     """
     from chrootfw.testing import real
 

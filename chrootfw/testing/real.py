@@ -1,27 +1,47 @@
-"""A real, tiny instance for a test: made of one busybox, in a mount namespace that the test's thread enters and leaves again."""
+"""Start a real, tiny instance for a test.
+
+Its root is one busybox, or a disk of the test's, in a mount namespace that the test's thread enters
+and leaves again.
+"""
 
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import select
-import shutil
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import chrootfw
-from chrootfw import ChrootfwError, Event, Instance, InstanceInfo, MountPoint, Node, Runtime, TrustError
+from chrootfw import (
+    ChrootfwError,
+    Event,
+    Instance,
+    InstanceInfo,
+    MountPoint,
+    Node,
+    Runtime,
+    TrustError,
+)
+from chrootfw.linux import cgroups, files, loop, mountinfo, procfs, syscalls
+from chrootfw.planning import paths
 from chrootfw.runtime import Chroot
-from chrootfw.system import cgroups, loops, mounts, processes, store, syscalls
+from chrootfw.testing import tiny_root
 
-#: How to have these tests run without being root. A user namespace alone does not do: /proc may be mounted by who owns the pid
-#: namespace, /sys by who owns the network namespace.
+#: A disk of the test's: its path, a function that makes one of the tiny root, ``True`` for the
+#: directory of the tiny root itself, ``False`` for none.
+Disk = str | os.PathLike[str] | Callable[[str], str | os.PathLike[str]] | bool
+
+#: How to have these tests run without being root. A user namespace alone does not do: /proc may be
+#: mounted by who owns the pid namespace, /sys by who owns the network namespace.
 COMMAND = "unshare --map-root-user --pid --fork --mount-proc --net python3 -m pytest"
 
-#: What the init script of an instance does unless the test brings one: one daemon, that a stop ends.
+#: What the init script of an instance does unless the test brings one: one daemon, that a stop
+#: ends.
 INIT = """#!/bin/sh
 case $1 in
 start) sleep 3600 & echo $! > /run/daemon ;;
@@ -29,23 +49,24 @@ stop) kill $(cat /run/daemon) ;;
 esac
 """
 
-_DIRECTORIES = ("bin", "dev", "etc/chrootfw", "mnt", "proc", "root", "run", "srv", "sys", "tmp", "var")
-_FILES = {"etc/passwd": "root:x:0:0:root:/root:/bin/sh\n", "etc/group": "root:x:0:\n"}
-
-#: Where the run directory goes if the test's own directory cannot be trusted: in a user namespace whatever stands above it belongs to nobody.
+#: Where the run directory goes if the test's own directory cannot be trusted: in a user namespace
+#: whatever stands above it belongs to nobody.
 _PLACES = ("/mnt", "/media", "/srv", "/opt")
 
 _LOOP_CLR_FD = 0x4C01
-#: Seconds for a process to end after KILL.
+#: Seconds for a process to end after KILL, and for its cgroup to be empty.
 _KILL_MAX = 10.0
 
 
 def missing() -> str:
-    """Why no instance can be started here and what to do about it, or ``""``."""
+    """Return why no instance can be started here and what to do about it, or ``""``."""
     if os.geteuid() != 0:
         return f"real_chroot mounts file systems; run as root, or without root: {COMMAND}"
-    if not _busybox():
-        return "real_chroot needs a static busybox for its root; install it: apt-get install busybox-static"
+    if not tiny_root.find_busybox():
+        return (
+            "real_chroot needs a static busybox for its root; install it: apt-get install "
+            "busybox-static"
+        )
     failures: list[OSError] = []
 
     def attempt() -> None:
@@ -60,13 +81,24 @@ def missing() -> str:
     thread.start()
     thread.join()
     if failures:
-        return f"real_chroot cannot mount /proc and /sys here ({failures[0].strerror}); this may help: {COMMAND}"
+        return (
+            f"real_chroot cannot mount /proc and /sys here ({failures[0].strerror}); this "
+            f"may help: {COMMAND}"
+        )
     return ""
 
 
 class RealChroot(Chroot):
-    """A started instance: ``name``, ``runtime``, ``disk`` (the directory that is its root), ``events`` (all that was told);
-    ``root`` is the path of its root while it is mounted."""
+    """Hold a started instance.
+
+    Attributes:
+        name: The instance's name.
+        runtime: The runtime that started it.
+        disk: The path of its disk, the tiny root's directory unless the test has another; ``""``
+            for none.
+        events: All events so far.
+        root: The path of its root while it is mounted.
+    """
 
     def __init__(self, runtime: Runtime, instance: Instance, events: list[Event]) -> None:
         super().__init__(runtime, instance.name)
@@ -79,14 +111,17 @@ class RealChroot(Chroot):
         return self.runtime.start(self.instance)
 
     def stop(self, **how: Any) -> InstanceInfo:
-        """``Runtime.stop`` of it."""
+        """Stop it as ``Runtime.stop`` does."""
         return self.runtime.stop(self.instance, **how)
 
 
 class Ground:
-    """A mount namespace, entered by the calling thread with ``with``, and the instances in it.
+    """Hold a mount namespace, and the instances in it.
 
-    ``left``: what a test left, a line each, when it is over; it is cleared away. Other threads that live already do not enter.
+    The calling thread enters it with ``with``. Other threads that are running already do not enter.
+
+    Attributes:
+        left: What a test left, a line each, when it is over; it is cleared away.
     """
 
     def __init__(self, directory: str) -> None:
@@ -94,15 +129,16 @@ class Ground:
         self.left: list[str] = []
         self.run_dir = ""
         self._chroots: list[RealChroot] = []
-        self._way = _apart()
+        self._files = {directory}
+        self._way = _private_namespace()
 
     def __enter__(self) -> Ground:
         self._way.__enter__()
         try:
             self.run_dir = _run_dir(self.directory)
-            self._mounts = {entry.id for entry in mounts.table()}
-            self._loops = set(_loops(self.directory))
-            tops = filter(None, cgroups.hierarchies(mounts.read_table))
+            self._mounts = {entry.id for entry in mountinfo.table()}
+            self._loops = set(_find_loops(self._files))
+            tops = filter(None, cgroups.hierarchies(mountinfo.Table))
             self._cgroup_homes = [cgroups.home(top, self.run_dir) for top in tops]
         except BaseException:
             self._way.__exit__(None, None, None)
@@ -123,6 +159,7 @@ class Ground:
     def start(
         self,
         *plugins: object,
+        disk: Disk = True,
         init: str | bool | None = None,
         params: Mapping[str, Any] | None = None,
         root: Mapping[str, str] | None = None,
@@ -131,19 +168,36 @@ class Ground:
     ) -> RealChroot:
         """Make an instance and start it.
 
-        ``plugins``: as for ``Runtime``. ``init``: the text of its init script; ``None`` for one that leaves a daemon, ``False`` for none. ``params``: as
-        for ``Instance``. ``root``: texts of more files in its root, by path. ``runtime``: further arguments of ``Runtime``. Raises what ``Runtime.start`` raises.
+        Args:
+            plugins: As for ``Runtime``.
+            disk: ``True``: a directory with a tiny root. The path of a block device, an image or a
+                directory of the test's, which ``init`` and ``root`` do not change. A function that
+                is called with the directory of the tiny root, and returns the path of the disk that
+                it made of it. ``False``: no disk, a plugin makes the root.
+            init: The text of its init script; ``None`` for one that leaves a daemon, ``False`` for
+                none.
+            params: As for ``Instance``.
+            root: Texts of more files in its root, by path.
+            name: The instance's name.
+            runtime: Further arguments of ``Runtime``.
+
+        Raises:
+            ChrootfwError: As ``Runtime.start`` does.
+            ValueError: ``init`` or ``root`` is given for a disk whose files are the test's.
         """
-        disk = f"{self.directory}/{name}.disk"
-        _make_root(disk, {"etc/chrootfw/init": INIT if init is None or init is True else init or "", **(root or {})})
         how: dict[str, Any] = {"init_script": None} if init is False else {}
-        instance = Instance(name, disk=disk, params=params or {}, **how)
+        files = dict(root or {})
+        if isinstance(init, str):
+            files = {"etc/chrootfw/init": init, **files}
+        path = self._make_disk(name, disk, files)
+        instance = Instance(name, disk=path, params=params or {}, **how)
         events: list[Event] = []
         helpers = [] if _is_initial_user_namespace() else [ForUserNamespaces]
         made = Runtime(
             [*helpers, *plugins],
             run_dir=self.run_dir,
             config_dir=f"{self.directory}/definitions",
+            log_dir=f"{self.directory}/log",
             on_event=events.append,
             **runtime,
         )
@@ -152,65 +206,107 @@ class Ground:
         chroot.start()
         return chroot
 
+    def _make_disk(self, name: str, disk: Disk, files: Mapping[str, str]) -> str | None:
+        """Return the path of the disk, with the tiny root in it unless it is the test's."""
+        if disk is not True and not callable(disk):
+            if files:
+                raise ValueError(
+                    f"the files {', '.join(files)} cannot be put on the disk {disk}; a function "
+                    "disk(directory) makes a disk of the tiny root with these files"
+                )
+            if disk is False:
+                return None
+            self._files.add(os.path.realpath(disk))
+            return os.fspath(disk)
+        directory = f"{self.directory}/{name}.disk"
+        tiny_root.make(directory, {"etc/chrootfw/init": INIT, **files})
+        if disk is True:
+            return directory
+        made = os.fspath(disk(directory))
+        self._files.add(os.path.realpath(made))
+        return made
+
     def _clear(self) -> None:
-        """Tell what is left, and take it away: processes, then mounts, then loop devices, then cgroups."""
+        """Report what is left, and remove it.
+
+        First processes, then mounts, then loop devices, then cgroups.
+        """
         for pid in _processes_here():
-            self.left.append(f"process {pid} ({processes.command(pid)})")
+            self.left.append(f"process {pid} ({procfs.command(pid)})")
             _kill(pid)
-        for entry in reversed(mounts.table()):
+        for entry in reversed(mountinfo.table()):
             if entry.id not in self._mounts:
                 self.left.append(f"the mount on {os.fsdecode(entry.mount_point)}")
                 syscalls.umount2(entry.mount_point, syscalls.MNT_DETACH)
-        for device, file in _loops(self.directory).items():
+        for device, file in _find_loops(self._files).items():
             if device not in self._loops:
                 self.left.append(f"{device} over {file}")
                 _detach(device)
         for home in self._cgroup_homes:
-            for path in (path for paths in cgroups.everything(home).values() for path in paths):
+            made = itertools.chain.from_iterable(cgroups.everything(home).values())
+            for path in (*made, *cgroups.of_all_loggers(home)):
                 self.left.append(f"the cgroup {path}")
                 try:
-                    cgroups.remove(path)
+                    cgroups.remove_when_empty(path, _KILL_MAX)
                 except OSError:
                     pass  # a process that could not be killed is in it, and was told
 
 
 class ForUserNamespaces:
-    """What the root of a user namespace may do in the place of the defaults: bind device nodes instead of making them, and leave
-    the terminals to the one group that there is."""
+    """Do what the root of a user namespace may do in place of the defaults.
+
+    Bind device nodes instead of making them, and leave the terminals to the one group that there
+    is.
+    """
 
     @chrootfw.hookimpl
     def chrootfw_mount(self) -> list[MountPoint]:  # noqa: D102  # the hook's specification documents it
         names = ("null", "zero", "full", "random", "urandom", "tty")
         links = {"ptmx": "pts/ptmx", "fd": "/proc/self/fd"} | {
-            name: f"/proc/self/fd/{number}" for number, name in enumerate(("stdin", "stdout", "stderr"))
+            name: f"/proc/self/fd/{number}"
+            for number, name in enumerate(("stdin", "stdout", "stderr"))
         }
         nodes = [Node("pts"), Node("shm"), *(Node(name, link=link) for name, link in links.items())]
         return [
-            MountPoint("/dev", "tmpfs", "tmpfs", ("mode=0755", "size=1m", "nosuid", "noexec"), nodes=nodes),
+            MountPoint(
+                "/dev", "tmpfs", "tmpfs", ("mode=0755", "size=1m", "nosuid", "noexec"), nodes=nodes
+            ),
             *(MountPoint(f"/dev/{name}", f"/dev/{name}", options=("bind",)) for name in names),
             MountPoint(
-                "/dev/pts", "devpts", "devpts", ("newinstance", "ptmxmode=0666", "mode=0620", "nosuid", "noexec")
+                "/dev/pts",
+                "devpts",
+                "devpts",
+                ("newinstance", "ptmxmode=0666", "mode=0620", "nosuid", "noexec"),
             ),
         ]
 
 
 @contextmanager
-def _apart() -> Iterator[None]:
-    """The calling thread in a mount namespace of its own, of which the machine hears nothing; then back to where it was."""
+def _private_namespace() -> Iterator[None]:
+    """Put the calling thread into a mount namespace of its own, and then back."""
     kept = [
         os.open(path, flags | os.O_CLOEXEC)
-        for path, flags in (("/proc/thread-self/ns/mnt", os.O_RDONLY), ("/", os.O_PATH), (".", os.O_PATH))
+        for path, flags in (
+            ("/proc/thread-self/ns/mnt", os.O_RDONLY),
+            ("/", os.O_PATH),
+            (".", os.O_PATH),
+        )
     ]
     space, top, here = kept
     try:
         syscalls.unshare(syscalls.CLONE_NEWNS)
         try:
-            # Slaves, not private: what the host unmounts meanwhile is not kept busy by a copy of it here.
+            # Slaves, not private: what the host unmounts meanwhile is not kept busy by a copy of it
+            # here.
             syscalls.make_all_slave()
             yield
         finally:
+            # A thread that was started meanwhile, and may have just ended, shares the working
+            # directory with this one, and setns(2) would refuse.
+            syscalls.unshare(syscalls.CLONE_FS)
             syscalls.setns(space, syscalls.CLONE_NEWNS)
-            os.fchdir(top)  # setns(2) moves a thread to the top of the namespace; the program may have been below
+            # setns(2) moves a thread to the top of the namespace; the program may have been below.
+            os.fchdir(top)
             os.chroot(".")
             os.fchdir(here)
     finally:
@@ -221,7 +317,7 @@ def _apart() -> Iterator[None]:
 def _run_dir(directory: str) -> str:
     path = f"{directory}/run"
     try:
-        store.prepare_run_dir(path)
+        files.prepare_run_dir(path)
     except TrustError:
         place = next((place for place in _PLACES if os.path.isdir(place)), None)
         if place is None:
@@ -242,51 +338,13 @@ def _is_initial_user_namespace() -> bool:
         return file.read().split() == ["0", "0", "4294967295"]
 
 
-def _busybox() -> str:
-    """The path of a busybox that needs no library, or ``""``."""
-    for path in filter(None, (shutil.which("busybox"), shutil.which("busybox-static"), "/bin/busybox")):
-        try:
-            with open(path, "rb") as file:
-                head = file.read(4096)
-        except OSError:
-            continue
-        if head.startswith(b"\x7fELF") and b"/ld-" not in head:  # no dynamic loader is asked for (PT_INTERP)
-            return path
-    return ""
-
-
-def _make_root(directory: str, files: Mapping[str, str]) -> None:
-    for name in _DIRECTORIES:
-        os.makedirs(f"{directory}/{name}", exist_ok=True)
-    for path in (directory, *(f"{directory}/{name}" for name in _DIRECTORIES)):
-        os.chmod(path, 0o755)  # whatever the umask is
-    busybox = f"{directory}/bin/busybox"
-    if not os.path.exists(busybox):
-        shutil.copy(_busybox(), busybox)
-        for applet in _applets(busybox):
-            if applet != "busybox":
-                os.symlink("busybox", f"{directory}/bin/{applet}")
-    for path, text in {**_FILES, **files}.items():
-        place = f"{directory}/{path.lstrip('/')}"
-        os.makedirs(os.path.dirname(place), exist_ok=True)
-        with open(place, "w", encoding="utf-8") as file:
-            file.write(text)
-            os.fchmod(file.fileno(), 0o755 if text.startswith("#!") else 0o644)
-
-
-def _applets(busybox: str) -> list[str]:
-    import subprocess
-
-    return subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True).stdout.split()
-
-
 def _processes_here() -> Sequence[int]:
-    """The processes in this thread's mount namespace, but for the program itself."""
-    here = store.mount_namespace()
+    """Return the processes in this thread's mount namespace, without the program itself."""
+    here = files.mount_namespace()
     found = []
-    for pid in processes.all_pids():
+    for pid in procfs.all_pids():
         try:
-            if pid != os.getpid() and store.mount_namespace(pid) == here:
+            if pid != os.getpid() and files.mount_namespace(pid) == here:
                 found.append(pid)
         except OSError:
             continue  # it has ended
@@ -299,7 +357,7 @@ def _kill(pid: int) -> None:
     except ProcessLookupError:
         return
     try:
-        if store.mount_namespace(pid) == store.mount_namespace():
+        if files.mount_namespace(pid) == files.mount_namespace():
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             select.select([pidfd], [], [], _KILL_MAX)
     except OSError:
@@ -308,11 +366,15 @@ def _kill(pid: int) -> None:
         os.close(pidfd)
 
 
-def _loops(directory: str) -> dict[str, str]:
-    """The loop devices over files of the test."""
+def _find_loops(places: Collection[str]) -> dict[str, str]:
+    """Return the loop devices over files of the test, and over files in its directories."""
     names = [name for name in os.listdir("/sys/block") if name.startswith("loop")]
-    found = {f"/dev/{name}": loops.backing_path(f"/dev/{name}") for name in names}
-    return {device: file for device, file in found.items() if file and file.startswith(f"{directory}/")}
+    found = {f"/dev/{name}": loop.backing_path(f"/dev/{name}") for name in names}
+    return {
+        device: file
+        for device, file in found.items()
+        if file and any(paths.is_within(file, place) for place in places)
+    }
 
 
 def _detach(device: str) -> None:

@@ -1,8 +1,9 @@
-"""What a recording is made of: the processes that are said to live, the steps that would have happened, and the book in which they stand."""
+"""Values of a recording: its processes, the steps that would have happened, their list."""
 
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Collection
 
 import attrs
@@ -12,15 +13,22 @@ from chrootfw.views import Process
 
 #: What ends no process unless it wants to (signal(7)).
 _HARMLESS = frozenset(
-    getattr(signal, f"SIG{name}") for name in ("CHLD", "CONT", "URG", "WINCH", "STOP", "TSTP", "TTIN", "TTOU")
+    getattr(signal, f"SIG{name}")
+    for name in ("CHLD", "CONT", "URG", "WINCH", "STOP", "TSTP", "TTIN", "TTOU")
 )
 
 
 class Alive:
-    """A process of a recorded instance.
+    """Be a process of a recorded instance.
 
-    ``why``: ``cgroup`` or ``root`` for one of its own, ``cwd``, ``fd`` … for an outside holder. ``ignores``: the signals that do not end it;
-    with KILL among them it is in state D. ``takes``: seconds from the first signal that ends it to its end; KILL ends it at once.
+    Args:
+        pid: The process ID.
+        command: The command's name.
+        user: The user's name.
+        why: ``cgroup`` or ``root`` for one of its own, ``cwd``, ``fd`` … for an outside holder,
+            which keeps the root busy.
+        ignores: The signals that do not end it; with KILL among them it is in state D.
+        takes: Seconds from the first signal that ends it to its exit (float); KILL ends it at once.
     """
 
     def __init__(
@@ -43,24 +51,32 @@ class Alive:
 
     @property
     def pid(self) -> int:
-        """Its number."""
+        """Return its number."""
         return self.process.pid
 
-    def born(self) -> Alive:
-        """The same process, in another life of the instance."""
+    def copy(self) -> Alive:
+        """Return the same process, in another life of the instance."""
         ours = self.process
-        return Alive(ours.pid, ours.command, ours.user, ours.why, ignores=self.ignores, takes=self.takes)
+        return Alive(
+            ours.pid, ours.command, ours.user, ours.why, ignores=self.ignores, takes=self.takes
+        )
 
     def receive(self, signum: int, now: float) -> None:
-        """Be signalled at the second ``now``."""
+        """Take a signal at the second ``now``."""
         if signum not in self.ignores and signum not in _HARMLESS and signum != 0:
             self.ends_at = min(self.ends_at, now + (0 if signum == signal.SIGKILL else self.takes))
 
 
 @attrs.frozen
 class Recorded:
-    """A step that would have happened: ``stage``, what it ``does``, the ``plugin`` that answered (``""``: the core); ``undo`` is the step that takes
-    it back, ``""`` where nothing need be taken back."""
+    """Be a step that would have happened.
+
+    Args:
+        stage: The stage.
+        does: The description.
+        plugin: The plugin that answered, ``""`` for the core.
+        undo: The step that undoes it, ``""`` where nothing need be undone.
+    """
 
     stage: str
     does: str
@@ -75,7 +91,7 @@ class Recorded:
 
 @attrs.frozen
 class Sent:
-    """A signal that would have been sent: its number and the process."""
+    """Be a signal that would have been sent: its number and the process."""
 
     signal: int
     pid: int
@@ -83,11 +99,19 @@ class Sent:
 
 @attrs.frozen
 class Record:
-    """What a verb would have done.
+    """Show what a verb would have done.
 
-    ``steps``: those that came to their end, in order. ``failed``: the step that failed. ``undo``: the steps that took back what a
-    failed start had done. ``left``: what is not taken back after that, a line each. ``signals`` and ``seconds``: what was sent, and how
-    long all grace periods took. ``events``: all that an observer is told. ``error``: what the verb raised.
+    Args:
+        verb: ``start``, ``stop``, ``cleanup`` or ``reboot``.
+        instance: The instance as resolved.
+        steps: The steps that were finished, in order.
+        failed: The step that failed.
+        undo: The steps that undid a failed start.
+        left: What is not undone after that, a line each.
+        signals: The signals that were sent.
+        seconds: How long all grace periods took (float).
+        events: All that an observer receives.
+        error: What the verb raised.
     """
 
     verb: str
@@ -103,16 +127,18 @@ class Record:
 
     @property
     def undone(self) -> bool:
-        """Whether nothing is left of what was done before a failure."""
+        """Return whether nothing is left of what was done before a failure."""
         return not self.left
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What was told besides, blame on plugins included."""
-        return tuple(event.does for event in self.events if event.what in ("warning", "blame"))
+        """Return what was reported besides, plugin errors included."""
+        return tuple(
+            event.does for event in self.events if event.what in ("warning", "plugin-error")
+        )
 
     def describe(self) -> str:
-        """The record for people: a line for each step."""
+        """Return the record for people: a line for each step."""
         lines = [f"{self.verb} {self.instance.name}:", *(f"  {step}" for step in self.steps)]
         if self.failed:
             lines.append(f"  {self.failed}: FAILED")
@@ -122,7 +148,7 @@ class Record:
 
 
 class Book:
-    """What is written down in one verb."""
+    """Collect what is recorded in one verb."""
 
     def __init__(self, verb: str, instance: Instance, fail_at: int | str | None) -> None:
         self.verb = verb
@@ -140,9 +166,10 @@ class Book:
         self.events: list[Event] = []
         self.error: Exception | None = None
         self.takes_back = ""
+        self.outer = sys.exc_info()[1]  # what the caller handles just now
 
     def is_due(self, number: int, does: str) -> bool:
-        """Whether this step is the one that is to fail."""
+        """Return whether this step is the one that is to fail."""
         if self.fail_at is None or self.has_failed or self.failing:
             return False
         due = self.fail_at in does if isinstance(self.fail_at, str) else self.fail_at == number
@@ -150,7 +177,7 @@ class Book:
         return due
 
     def record(self) -> Record:
-        """All of it, as a value."""
+        """Return all of it, as a value."""
         return Record(
             self.verb,
             self.instance,

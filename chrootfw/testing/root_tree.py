@@ -1,16 +1,20 @@
-"""A small tree of files that a ``pre_start`` hook can look into: it satisfies the default checks, whoever made it."""
+"""A small tree of files for ``pre_start`` hooks: it satisfies the default checks.
+
+It does so whichever user made it.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 
-from chrootfw.system.root import Root
+from chrootfw.linux.root import Root
 
 #: What a root file system has in any case.
 _DIRECTORIES = ("bin", "dev", "etc", "mnt", "proc", "root", "run", "srv", "sys", "tmp", "var")
 
-#: So much of an ELF header says for which machine the program is; zeros after it: it needs no dynamic loader.
+#: So much of an ELF header says for which machine the program is; zeros after it: it needs no
+#: dynamic loader.
 _MACHINE_END, _HEADER_END = 20, 64
 
 #: Where ``os.stat_result`` has the user and the group.
@@ -18,25 +22,42 @@ _UID, _GID = 4, 5
 
 
 class TreeRoot(Root):
-    """A ``Root`` over a test's directory. What belongs to the user of the test belongs to root in there, as in an image."""
+    """Be a ``Root`` over a test's directory.
+
+    What belongs to the user of the test belongs to the root user in there, as in an image.
+    """
 
     __slots__ = ()
 
     def stat(self, path: str, *, follow: bool = True) -> os.stat_result:
-        """As ``os.stat``."""
-        found = super().stat(path, follow=follow)
-        fields = list(found)
-        fields[_UID] = 0 if found.st_uid == os.geteuid() else found.st_uid
-        fields[_GID] = 0 if found.st_gid == os.getegid() else found.st_gid
-        more = {name: getattr(found, name) for name in dir(found) if name.startswith("st_")}
-        return os.stat_result(fields, {**more, "st_uid": fields[_UID], "st_gid": fields[_GID]})
+        """Return the status of a path, as ``os.stat``."""
+        return _of_root(super().stat(path, follow=follow))
+
+    def on_the_way(self, path: str) -> dict[str, os.stat_result]:
+        """Return the status of each directory on the way, as ``Root.on_the_way``."""
+        return {place: _of_root(found) for place, found in super().on_the_way(path).items()}
+
+
+def _of_root(found: os.stat_result) -> os.stat_result:
+    fields = list(found)
+    fields[_UID] = 0 if found.st_uid == os.geteuid() else found.st_uid
+    fields[_GID] = 0 if found.st_gid == os.getegid() else found.st_gid
+    # Python 3.14 takes no name for what is in ``fields`` already.
+    names = {name for name in dir(found) if name.startswith("st_")}.difference(
+        os.stat_result.__match_args__
+    )
+    return os.stat_result(fields, {name: getattr(found, name) for name in names})
 
 
 def make(directory: str, files: Mapping[str, str | bytes | None], init_script: str | None) -> None:
     """Make the tree: what a default start needs, with ``files`` over it.
 
-    ``files``: contents by path relative to the root; ``None``: there is no such file. What begins with ``#!`` and what is in ``bin`` can be
-    executed.
+    What begins with ``#!`` and what is in ``bin`` can be executed.
+
+    Args:
+        directory: Where.
+        files: Contents by path relative to the root; ``None``: there is no such file.
+        init_script: The path of the init script inside.
     """
     wanted: dict[str, str | bytes | None] = {"bin/sh": _program()}
     if init_script is not None:
@@ -68,7 +89,9 @@ def _write(directory: str, path: str, content: bytes) -> None:
         _make_directories(directory, os.path.dirname(path))
     with open(f"{directory}/{path}", "wb") as file:
         file.write(content)
-        os.fchmod(file.fileno(), 0o755 if content.startswith(b"#!") or path.startswith("bin/") else 0o644)
+        os.fchmod(
+            file.fileno(), 0o755 if content.startswith(b"#!") or path.startswith("bin/") else 0o644
+        )
 
 
 def _make_directory(path: str) -> None:
@@ -80,6 +103,6 @@ def _make_directory(path: str) -> None:
 
 
 def _program() -> bytes:
-    """The beginning of a static program for this machine."""
+    """Return the beginning of a static program for this machine."""
     with open("/proc/self/exe", "rb") as file:
         return file.read(_MACHINE_END) + bytes(_HEADER_END - _MACHINE_END)

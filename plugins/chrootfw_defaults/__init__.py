@@ -1,1 +1,1 @@
-"""The described behaviour, one short module a stage; every one of them a plugin like any other."""
+"""The default behaviour, one module a stage: plugins like any other."""

@@ -1,4 +1,4 @@
-"""Takes down the mounts deepest mount point first."""
+"""Unmount the deepest mount point first."""
 
 from __future__ import annotations
 
@@ -13,4 +13,4 @@ from chrootfw.planning import mount_order
 def chrootfw_unmount_ordering(mounts: Sequence[Mount]) -> list[Mount]:
     root = [mount for mount in mounts if mount.at == "root"]
     layers = [mount for mount in mounts if mount.at != "root"]
-    return [*mount_order.deepest_first(root), *mount_order.deepest_first(layers)]
+    return [*mount_order.sort_for_unmounting(root), *mount_order.sort_for_unmounting(layers)]

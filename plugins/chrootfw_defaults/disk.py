@@ -1,13 +1,18 @@
-"""Mounts the instance's disk as its root: a block device, an image file, or a directory (bound)."""
+"""Mount the instance's disk as its root: a block device, an image file, or a directory (bound)."""
 
 from __future__ import annotations
 
 import chrootfw
-from chrootfw import Instance, MountPoint, Parameter
+from chrootfw import Instance, MountPoint, Parameter, Root
+from chrootfw_defaults import submounts
 
 
 def _is_type(value: str) -> str | None:
-    return None if value.isidentifier() or value.replace(".", "").isalnum() else "it is no file system type"
+    return (
+        None
+        if value.isidentifier() or value.replace(".", "").isalnum()
+        else "it is not a file system type"
+    )
 
 
 def _are_options(value: list[object]) -> str | None:
@@ -19,8 +24,12 @@ def _are_options(value: list[object]) -> str | None:
 @chrootfw.hookimpl
 def chrootfw_parameters() -> list[Parameter]:
     return [
-        Parameter("fstype", str, None, _is_type, "file system type of the disk; found on it by default"),
-        Parameter("mount_options", list, [], _are_options, "options for mounting the disk, as in mount(8)"),
+        Parameter(
+            "fstype", str, None, _is_type, "file system type of the disk; found on it by default"
+        ),
+        Parameter(
+            "mount_options", list, [], _are_options, "options for mounting the disk, as in mount(8)"
+        ),
         Parameter("read_only", bool, False, help="mount the disk read-only"),
     ]
 
@@ -30,4 +39,12 @@ def chrootfw_mount(instance: Instance) -> list[MountPoint] | None:
     if instance.disk is None:
         return None
     options = [*instance.params["mount_options"], *(["ro"] if instance.params["read_only"] else [])]
-    return [MountPoint("/", instance.disk, instance.params["fstype"], options)]
+    if "rbind" not in options:
+        return [MountPoint("/", instance.disk, instance.params["fstype"], options)]
+    options = ["bind", *(option for option in options if option not in ("bind", "rbind"))]
+    root = MountPoint("/", instance.disk, instance.params["fstype"], options)
+    try:
+        directory = Root("/", seconds=instance.params["disk_timeout"]).resolve(instance.disk)
+    except OSError:
+        return [root]  # the disk does not answer: that is reported before anything is mounted
+    return [root, *submounts.bind_below(directory, "/", options)]

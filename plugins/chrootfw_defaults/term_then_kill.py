@@ -1,4 +1,4 @@
-"""TERM, a grace period, then KILL to whatever is left."""
+"""Send TERM, wait for a grace period, then send KILL to whatever is left."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from chrootfw.planning import kill_plan
 
 
 def _is_grace(value: float) -> str | None:
-    return None if 0 <= value <= kill_plan.GRACE_MAX else f"it must be within 0 and {kill_plan.GRACE_MAX:.0f} seconds"
+    return (
+        None
+        if 0 <= value <= kill_plan.GRACE_MAX
+        else f"it must be within 0 and {kill_plan.GRACE_MAX:.0f} seconds"
+    )
 
 
 def _is_policy(value: str) -> str | None:
@@ -20,9 +24,20 @@ def _is_policy(value: str) -> str | None:
 @chrootfw.hookimpl
 def chrootfw_parameters() -> list[Parameter]:
     return [
-        Parameter("grace", float, 10, _is_grace, "seconds between TERM and KILL; stop --timeout overrides it"),
         Parameter(
-            "holders", str, "name", _is_policy, "outside processes that use the mounts: name them, or kill them too"
+            "grace",
+            float,
+            10,
+            _is_grace,
+            "seconds between TERM and KILL; the timeout of a stop overrides it",
+            unit="s",
+        ),
+        Parameter(
+            "holders",
+            str,
+            "name",
+            _is_policy,
+            "outside processes that use the mounts: name them, or kill them too",
         ),
     ]
 
@@ -31,6 +46,6 @@ def chrootfw_parameters() -> list[Parameter]:
 def chrootfw_kill_strategy(
     instance: Instance, processes: Sequence[Process], force: bool, timeout: float | None
 ) -> list[Escalation]:
-    grace = instance.params.get("grace", 10) if timeout is None else timeout
+    grace = instance.params["grace"] if timeout is None else timeout
     holders = any(not process.own for process in processes)
-    return kill_plan.term_then_kill(grace=grace, force=force, holders=holders)
+    return kill_plan.make_strategy(grace=grace, force=force, holders=holders)

@@ -1,1 +1,1 @@
-"""chrootfw as Ganeti's chroot hypervisor: the class, the hook that puts it in place, and their installer."""
+"""chrootfw as Ganeti's chroot hypervisor: the class, the import hook and their installer."""

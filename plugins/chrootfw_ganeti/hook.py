@@ -1,8 +1,9 @@
-"""Puts chrootfw's class in the place of Ganeti's own, when a process imports ``ganeti.hypervisor``.
+"""Replace Ganeti's own class by chrootfw's when a process imports `ganeti.hypervisor`.
 
-Installed beside the ``.pth`` file that imports it, in every Python process of the node; so it imports nothing until then, and
-what it needs lies in a directory that is on no search path: only the names below are found there, and only in
-Ganeti's processes. Where the installation is broken, no chroot can be started by accident with Ganeti's own class.
+This module is installed beside the `.pth` file that imports it in every Python process of the node,
+so it imports nothing before it has to. The packages that it needs are in a directory that is on no
+search path. Only the names listed below are found there, and only in Ganeti's processes. If the
+installation is broken, no chroot starts by accident with Ganeti's own class.
 """
 
 from __future__ import annotations
@@ -22,13 +23,15 @@ TARGET = "ganeti.hypervisor"
 
 
 class _Packages:
-    """Finds our packages in their directory: what is there, and nothing else of that name."""
+    """Find chrootfw's packages in their own directory, and no others."""
 
     place = ""
     names: frozenset[str] = frozenset()
 
     @classmethod
-    def find_spec(cls, name: str, path: Sequence[str] | None = None, target: object = None) -> ModuleSpec | None:
+    def find_spec(
+        cls, name: str, path: Sequence[str] | None = None, target: object = None
+    ) -> ModuleSpec | None:
         if path is not None or name not in cls.names:
             return None
         from importlib.machinery import PathFinder
@@ -37,15 +40,17 @@ class _Packages:
 
 
 class _Replacer:
-    """Loads ``ganeti.hypervisor`` as usual, and then changes what it says about ``chroot``."""
+    """Load `ganeti.hypervisor` as usual, then replace its entry for `chroot`."""
 
     @staticmethod
-    def find_spec(name: str, path: Sequence[str] | None = None, target: object = None) -> ModuleSpec | None:
+    def find_spec(
+        name: str, path: Sequence[str] | None = None, target: object = None
+    ) -> ModuleSpec | None:
         if name != TARGET:
             return None
         import importlib.util
 
-        sys.meta_path.remove(_Replacer)  # the next line asks all finders
+        sys.meta_path.remove(_Replacer)  # the next line calls all finders
         spec = importlib.util.find_spec(name)
         if spec is None or spec.loader is None:
             sys.meta_path.insert(0, _Replacer)
@@ -78,7 +83,7 @@ def _load() -> Any:
         raise RuntimeError(MARKER + " can be written by others than root")
     with open(MARKER, encoding="utf-8") as file:
         module, _, name = file.read().strip().partition(":")
-    _Packages.place = os.path.realpath(PACKAGES)  # a later installation is the next process's
+    _Packages.place = os.path.realpath(PACKAGES)  # a later installation is for the next process
     _Packages.names = frozenset(entry.partition(".")[0] for entry in os.listdir(_Packages.place))
     sys.meta_path.insert(0, _Packages)
     found = getattr(importlib.import_module(module), name)
@@ -88,14 +93,20 @@ def _load() -> Any:
 
 
 def _broken(module: Any, error: BaseException) -> Any:
-    """A class that says why there is none, to everybody who wants to use it; and in noded's log, at each request."""
+    """Return a class that reports why chrootfw's class cannot be used.
+
+    Every use of the class raises the reason, and noded logs it at each request.
+    """
     import logging
 
     base: Any = module.hv_chroot.hv_base.BaseHypervisor
     why = (
-        f"No chroot can be managed on this node: chrootfw's class for Ganeti cannot be loaded ({type(error).__name__}: {error})."
-        " Repair it with 'chrootfw ganeti install', or go back to Ganeti's own class with 'chrootfw ganeti remove'; then"
-        " restart ganeti-noded"
+        "No chroot can be managed on this node: chrootfw's class for Ganeti cannot be loaded "
+        f"({type(error).__name__}: {ascii(str(error))[1:-1]})."
+        " Repair it with 'chrootfw ganeti install', or go back to Ganeti's own class with "
+        "'chrootfw ganeti remove'; then"
+        " restart ganeti-noded: /usr/lib/ganeti/daemon-util stop ganeti-noded;"
+        " /usr/lib/ganeti/daemon-util start ganeti-noded"
     )
 
     def refuse() -> None:

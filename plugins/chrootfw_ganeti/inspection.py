@@ -1,4 +1,4 @@
-"""What ``chrootfw ganeti status`` says: what is installed, and which class the node daemon really uses."""
+"""Check an installation for `chrootfw ganeti status`, and which class the node daemon uses."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from chrootfw.views import Check
 from chrootfw_ganeti import installation, places
 from chrootfw_ganeti.installation import Node
 
-#: Seconds to which the start of a process is known.
+#: Precision of a process's start time, in seconds.
 _TICK = 1 / os.sysconf("SC_CLK_TCK")
 
-#: Run as the node daemon is: its Python, its name, its directory first on the path.
+#: Run in the node daemon's environment: its Python, its name, its directory first on the path.
 _PROBE = """
 import json, sys
 sys.argv = ["ganeti-noded"]
@@ -33,12 +33,17 @@ print(json.dumps({
 
 
 def checks(node: Node) -> list[Check]:
-    """A line for each thing looked at; ``error`` where no chroot of Ganeti's would be chrootfw's."""
+    """Check every part of an installation.
+
+    Returns:
+        One result for each part. The status `error` means that Ganeti's chroots would not be
+        chrootfw's.
+    """
     return [*_files(node), _packages(node), *_daemon(node)]
 
 
 def installed(node: Node) -> bool:
-    """Whether anything of an installation is there."""
+    """Check whether anything of an installation exists."""
     return any(os.path.lexists(node.path(path)) for path in (*node.files.values(), places.PACKAGES))
 
 
@@ -59,19 +64,36 @@ def _files(node: Node) -> list[Check]:
 def _packages(node: Node) -> Check:
     link = node.path(f"{places.PACKAGES}/{places.CURRENT}")
     if not os.path.islink(link):
-        return Check("packages", "error", f"{places.PACKAGES}/{places.CURRENT} is missing", "chrootfw ganeti install")
+        return Check(
+            "packages",
+            "error",
+            f"{places.PACKAGES}/{places.CURRENT} is missing",
+            "chrootfw ganeti install",
+        )
     place = f"{places.PACKAGES}/{os.readlink(link)}"
     wrong = installation.damage(node.path(place))
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        return Check("packages", "error", f"{place}: changed: {', '.join(wrong[:3])}{more}", "chrootfw ganeti install")
+        return Check(
+            "packages",
+            "error",
+            f"{place}: changed: {', '.join(wrong[:3])}{more}",
+            "chrootfw ganeti install",
+        )
     return Check("packages", "ok", place)
 
 
 def _daemon(node: Node) -> list[Check]:
     if node.noded is None:
-        return [Check("ganeti-noded", "error", "Ganeti's node daemon is not installed", "install Ganeti first")]
-    directory = os.path.dirname(node.inside(node.noded))
+        return [
+            Check(
+                "ganeti-noded",
+                "error",
+                "Ganeti's node daemon is not installed",
+                "install Ganeti first",
+            )
+        ]
+    directory = os.path.dirname(node.resolve_in_node(node.noded))
     try:
         fresh = json.loads(node.ask(_PROBE.replace("DIRECTORY", repr(directory))))
     except ChrootfwError as error:
@@ -80,11 +102,17 @@ def _daemon(node: Node) -> list[Check]:
     uses = f"Ganeti {fresh['ganeti']} uses {fresh['class']}"
     if fresh["reason"]:
         return [
-            Check("class", "error", f"Ganeti {fresh['ganeti']} starts no chroot: {fresh['reason']}"),
+            Check(
+                "class", "error", f"Ganeti {fresh['ganeti']} starts no chroot: {fresh['reason']}"
+            ),
             *_running(node),
         ]
     ours = (fresh["file"] or "").startswith(places.PACKAGES + "/")
-    hint = "" if ours else "chrootfw ganeti install; or the class of the marker is another one on purpose"
+    hint = (
+        ""
+        if ours
+        else "chrootfw ganeti install; or the class of the marker is another one on purpose"
+    )
     return [
         Check("class", "ok" if ours else "warning", f"{uses}, from {fresh['file']}", hint),
         *_running(node),
@@ -92,8 +120,10 @@ def _daemon(node: Node) -> list[Check]:
 
 
 def _running(node: Node) -> list[Check]:
-    """Whether the node daemon that runs now was started after the last change."""
-    changed = max((os.lstat(path).st_ctime for path in _dated(node) if os.path.lexists(path)), default=0.0)
+    """Check that the running node daemon was started after the last change."""
+    changed = max(
+        (os.lstat(path).st_ctime for path in _dated(node) if os.path.lexists(path)), default=0.0
+    )
     found = []
     for pid, started in _nodeds(node):
         if started + _TICK < changed:
@@ -101,22 +131,31 @@ def _running(node: Node) -> list[Check]:
                 Check(
                     "running",
                     "warning",
-                    f"ganeti-noded (pid {pid}) was started before the last change, and does not know of it",
-                    "systemctl restart ganeti-noded, or daemon-util stop and start",
+                    f"ganeti-noded (pid {pid}) was started before the last "
+                    "change, and does not know of it",
+                    places.RESTART,
                 )
             )
         else:
-            found.append(Check("running", "ok", f"ganeti-noded (pid {pid}) was started after the last change"))
-    return found or [Check("running", "warning", "ganeti-noded does not run", "start it")]
+            found.append(
+                Check(
+                    "running", "ok", f"ganeti-noded (pid {pid}) was started after the last change"
+                )
+            )
+    return found or [Check("running", "warning", "ganeti-noded does not run", places.START)]
 
 
 def _dated(node: Node) -> list[str]:
-    names = [path for name, path in node.files.items() if name != "command"]
+    names = (node.files["marker"], node.files["pth"], node.files["hook"])
     return [node.path(path) for path in (*names, f"{places.PACKAGES}/{places.CURRENT}")]
 
 
 def _nodeds(node: Node) -> list[tuple[int, float]]:
-    """``(pid, when it was started in seconds since the epoch)`` of the daemons that run in this root; no children of theirs."""
+    """List the node daemons that run in this root, without their children.
+
+    Returns:
+        Pairs of the pid and the start time in seconds since the epoch.
+    """
     home = os.stat(node.root)
     found: dict[int, tuple[int, float]] = {}
     for entry in os.listdir("/proc"):
@@ -137,10 +176,10 @@ def _nodeds(node: Node) -> list[tuple[int, float]]:
 
 
 def _boot_time() -> float:
-    """When the machine was started, in seconds since the epoch; /proc/stat has whole seconds only."""
+    """Return the boot time in seconds since the epoch; /proc/stat has whole seconds only."""
     return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def to_dict(found: list[Check]) -> dict[str, Any]:
-    """The JSON form."""
+    """Convert the results to their JSON form."""
     return {"checks": [check.to_dict() for check in found]}

@@ -1,4 +1,4 @@
-"""From Ganeti's parameters to chrootfw's: ``extra_config`` is ``key:value;key:value``."""
+"""Convert Ganeti's parameters to chrootfw's; `extra_config` is `key:value;key:value`."""
 
 from __future__ import annotations
 
@@ -8,56 +8,91 @@ from typing import Any
 
 from chrootfw import config
 from chrootfw.errors import InputError
+from chrootfw.hooks.registry import Registry
+from chrootfw.hooks.time_limits import PluginCalls
 from chrootfw.model import Instance, Parameter
-from chrootfw.plugins import Registry
+from chrootfw.planning.ids import is_decimal
 from chrootfw.runtime import Runtime
-from chrootfw_ganeti.policy import GanetiPolicy, plugins
+from chrootfw_ganeti import memory
+from chrootfw_ganeti.policy import TIMES, GanetiPolicy, plugins
 
-#: As Ganeti's own class does it: all users of the mounts are signalled. And a start that leaves nothing running is none.
+#: As in Ganeti's own class, all processes that use the mounts are signalled, and a start must leave
+#: a process.
 _GANETIS = {"holders": "kill", "require_process": True}
-#: Given by Ganeti in other ways.
-_NOT_HERE = {"disk", "init_script", "ganeti"}
+#: Parameters that Ganeti passes in other ways; its time limit is one for the whole stop.
+_NOT_HERE = {*config.FIELD_NAMES, "ganeti", "stop_wait"}
 _UNITS = {"": 1, "M": 1, "G": 1024}
-#: The word for an instance's own ``maxmem``.
+#: Stands for the instance's own `maxmem`.
 _MAXMEM = "maxmem"
 
 
 def instance(
-    name: str, device: str, hvparams: Mapping[str, Any], beparams: Mapping[str, Any], *, paused: bool
+    name: str,
+    device: str,
+    hvparams: Mapping[str, Any],
+    beparams: Mapping[str, Any],
+    *,
+    paused: bool,
 ) -> Instance:
-    """The instance to start. Raises ``InputError``."""
+    """Build the instance to start from Ganeti's parameters.
+
+    Args:
+        name: The instance's name.
+        device: The path of its first disk.
+        hvparams: Ganeti's hypervisor parameters.
+        beparams: Ganeti's backend parameters (`vcpus`; `maxmem` in MiB).
+        paused: Whether the start runs no script.
+
+    Raises:
+        InputError: `extra_config` is not valid.
+    """
     given = _parse(hvparams["extra_config"])
     named = tuple(given.pop("plugins", ()))
-    memory = given.pop("memory", None)
+    limit = given.pop("memory", None)
     said = {
         "vcpus": int(beparams.get("vcpus") or 0),
         "maxmem": int(beparams.get("maxmem") or 0),
-        "memory": None if memory is None else _mebibytes(memory, beparams),
+        "memory": None if limit is None else _mebibytes(limit, beparams),
+        "own_times": sorted(TIMES & given.keys()),
         "paused": paused,
     }
     params = {**_GANETIS, **given, "ganeti": said}
     return Instance(name, device, hvparams["init_script"], params, named)
 
 
-def check(extra_config: str) -> None:
-    """Raise ``InputError`` for what is no parameter, or has a value that its parameter does not take."""
+def check(extra_config: str, *, on_node: bool = False) -> None:
+    """Check the names and values in `extra_config`.
+
+    Args:
+        extra_config: The hypervisor parameter.
+        on_node: Check also that this node can limit memory, if that is wanted.
+
+    Raises:
+        InputError: A name is not a parameter, or a parameter does not take its value.
+        NotSupported: This node cannot limit memory.
+    """
     given = _parse(extra_config)
     named = given.pop("plugins", [])
-    given.pop("memory", None)
-    Registry(named=named).check_loaded()
+    if given.pop("memory", None) is not None and on_node:
+        memory.require_controller("a chroot")
+    Registry(named=named, calls=PluginCalls(is_isolated=True)).check_loaded()
     base = Instance("check", "/dev/null", None, {**_GANETIS, **given}, named)
     declared = _runtime().parameters(named)
     config.resolve(base, [(plugin, parameter) for plugin, parameter in declared if plugin])
 
 
 def memory_limit(said: Mapping[str, Any]) -> int | None:
-    """The limit in MiB that ``extra_config`` asked for, out of what Ganeti said (``params["ganeti"]``)."""
+    """Return the limit in MiB that `extra_config` asked for, or `None`.
+
+    Args:
+        said: What Ganeti passed at the start (`params["ganeti"]`).
+    """
     limit = said.get("memory")
     return limit if isinstance(limit, int) else None
 
 
 def _runtime() -> Runtime:
-    return Runtime(plugins(GanetiPolicy()))
+    return Runtime(plugins(GanetiPolicy()), isolate_plugins=True)
 
 
 def _parse(extra_config: str) -> dict[str, Any]:
@@ -69,12 +104,18 @@ def _parse(extra_config: str) -> dict[str, Any]:
         key, colon, value = part.partition(":")
         key = key.strip()
         if not colon or not key:
-            raise InputError(f"extra_config: {part.strip()!r} is not key:value", hint="key:value;key:value …")
+            raise InputError(
+                f"extra_config: {part.strip()!r} is not key:value", hint="write key:value;key:value"
+            )
         if key in words:
             raise InputError(f"extra_config: {key} is given twice")
         words[key] = value.strip()
     named = words.pop("plugins", "").split()
-    known = {p.name: p for _, p in _runtime().parameters(named) if p.name not in _NOT_HERE} if words else {}
+    known = (
+        {p.name: p for _, p in _runtime().parameters(named) if p.name not in _NOT_HERE}
+        if words
+        else {}
+    )
     for key, value in words.items():
         if key == "memory":
             _mebibytes(value, {_MAXMEM: 1})
@@ -85,7 +126,8 @@ def _parse(extra_config: str) -> dict[str, Any]:
             names = sorted({*known, "memory", "plugins"})
             near = difflib.get_close_matches(key, names, 1)
             raise InputError(
-                f"extra_config: there is no parameter {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""),
+                f"extra_config: there is no parameter {key!r}"
+                + (f"; did you mean {near[0]!r}?" if near else ""),
                 hint=f"it may have: {', '.join(names)}",
             )
     if named:
@@ -94,7 +136,7 @@ def _parse(extra_config: str) -> dict[str, Any]:
 
 
 def _value(parameter: Parameter, text: str) -> Any:
-    """A value of the parameter's type: lists are separated by blanks."""
+    """Convert a text to the parameter's type; the items of a list are separated by blanks."""
     wrong = InputError(f"extra_config: {parameter.name} is {text!r}", hint=parameter.help)
     kinds = parameter.types
     if bool in kinds and text.lower() in ("true", "false", "yes", "no"):
@@ -117,9 +159,10 @@ def _mebibytes(text: str, beparams: Mapping[str, Any]) -> int:
         return int(beparams[_MAXMEM])
     digits = text.rstrip("MG")
     unit = text[len(digits) :]
-    if not digits.isdigit() or unit not in _UNITS or not int(digits):
+    if not is_decimal(digits) or len(digits) > 12 or unit not in _UNITS or not int(digits):
         raise InputError(
-            f"extra_config: memory is {text!r}", hint="write a number of MiB, 64M, 2G, or maxmem for the instance's own"
+            f"extra_config: memory is {text!r}",
+            hint="write a number of MiB, 64M, 2G, or maxmem for the instance's own",
         )
     return int(digits) * _UNITS[unit]
 

@@ -1,49 +1,71 @@
-"""What instances with a cgroup use, read in the fewest steps: Ganeti asks for all of them every few seconds."""
+"""Read what instances use from their cgroups, in few steps: Ganeti asks every few seconds."""
 
 from __future__ import annotations
 
 import os
+from typing import NamedTuple
 
-from chrootfw.system import cgroups, mounts, store
+from chrootfw.linux import cgroups
+from chrootfw.state import ownership, process_details, show
+from chrootfw.state import snapshot as snapshots
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator
 
-_PAGE = os.sysconf("SC_PAGE_SIZE")
+    from chrootfw.state.snapshot import Snapshot
 
 
-def populated(run_dir: str) -> dict[str, list[str]]:
-    """The cgroups of the instances that surely run; whether another one does, only ``inventory`` can say."""
+class Usage(NamedTuple):
+    """What an instance uses.
+
+    Attributes:
+        memory_bytes: The memory that its cgroups count, in bytes; without a memory controller its
+            processes' shares, summed up.
+        cpu_seconds: User and system time of everything that ran in its cgroups.
+    """
+
+    memory_bytes: int
+    cpu_seconds: float
+
+
+def find_populated(run_dir: str) -> set[str]:
+    """Find the instances that surely run, by their cgroups.
+
+    Whether another instance runs, only `ownership.read_state` can tell.
+    """
+    return {name for _, name in _populated(run_dir)}
+
+
+def read_all(run_dir: str) -> dict[str, Usage]:
+    """Read what the instances use that surely run, by the instance's name.
+
+    The processes of all instances have one deadline together.
+    """
+    found = {}
+    uncounted = {}
+    for snapshot, name in _populated(run_dir):
+        groups = snapshot.groups(name)
+        counted = show.count_memory(snapshot, name)
+        if counted is None:
+            uncounted[name] = [pid for path in groups for pid in cgroups.pids(path)]
+        memory = counted[0] if counted else 0
+        seconds = sum(cgroups.cpu_seconds(path) or 0.0 for path in groups)
+        found[name] = Usage(memory, seconds)
+    memory_of_each = process_details.sum_memory(list(uncounted.values()))
+    for name, memory in zip(uncounted, memory_of_each, strict=True):
+        found[name] = found[name]._replace(memory_bytes=memory)
+    return found
+
+
+def _populated(run_dir: str) -> Iterator[tuple[Snapshot, str]]:
     if not os.path.isdir(run_dir):
-        return {}
-    store.check_trusted(run_dir, what="run directory")
-    top = cgroups.hierarchies(mounts.read_table)[0]
-    if top is None:
-        return {}
-    found = cgroups.everything(cgroups.home(top, run_dir))
-    return {name: paths for name, paths in found.items() if any(cgroups.is_populated(path) for path in paths)}
-
-
-def memory_bytes(paths: Sequence[str]) -> int:
-    """What the cgroups count; without a memory controller the resident memory of their processes."""
-    counted = [count for path in paths if (count := cgroups.memory_bytes(path)) is not None]
-    return sum(counted) if counted else sum(_resident(pid) for path in paths for pid in cgroups.pids(path))
-
-
-def cpu_seconds(paths: Sequence[str]) -> float:
-    """User and system time of everything that ran in the cgroups."""
-    return sum(cgroups.cpu_seconds(path) or 0.0 for path in paths)
-
-
-def _resident(pid: int) -> int:
-    try:
-        fd = os.open(f"/proc/{pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return 0  # it has ended
-    try:
-        return int(os.read(fd, 256).split()[1]) * _PAGE
-    except (OSError, IndexError):
-        return 0
-    finally:
-        os.close(fd)
+        return
+    snapshot = snapshots.read_snapshot(run_dir, cgroups_only=True)
+    for name in snapshot.cgroups:
+        try:
+            if not ownership.Judge(snapshot, name).read_tracked().is_populated:
+                continue
+        except OSError:
+            continue  # read_state reports why
+        yield snapshot, name

@@ -1,1 +1,1 @@
-"""Takes from the processes of an instance what lets root leave a chroot."""
+"""Take from an instance's processes what lets the root user leave a chroot."""

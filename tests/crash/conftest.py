@@ -29,7 +29,7 @@ def whole(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture
 def figure(request: pytest.FixtureRequest) -> Callable[[int, str], None]:
-    """``figure(row, text)``: what was reached, for one row of docs/reliability.md. Called when it is sure."""
+    """``figure(row, text)``: what was reached, for one row of docs/explanation/reliability.md. Called when it is sure."""
 
     def note(row: int, text: str) -> None:
         request.config.stash.setdefault(_figures, []).append((row, text))
@@ -37,11 +37,15 @@ def figure(request: pytest.FixtureRequest) -> Callable[[int, str], None]:
     return note
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
     figures = sorted(config.stash.get(_figures, []), key=lambda each: each[0])
     if not figures:
         return
-    terminalreporter.section("figures of the whole campaigns" if config.getoption("--whole") else "figures of a sample")
+    terminalreporter.section(
+        "figures of the whole campaigns" if config.getoption("--whole") else "figures of a sample"
+    )
     for row, text in figures:
         terminalreporter.write_line(f"{row:2}  {text}")
     if target := config.getoption("--figures"):
@@ -56,6 +60,8 @@ def _write(file: Path, figures: list[tuple[int, str]]) -> None:
             row, _, text = line.removeprefix("| ").removesuffix(" |").partition(" | ")
             rows.append((int(row), text))
     measured = {row for row, _ in figures}
-    rows = sorted([*(each for each in rows if each[0] not in measured), *figures], key=lambda each: each[0])
+    rows = sorted(
+        [*(each for each in rows if each[0] not in measured), *figures], key=lambda each: each[0]
+    )
     lines = ["| # | Figure |", "|---|---|", *(f"| {row} | {text} |" for row, text in rows)]
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")

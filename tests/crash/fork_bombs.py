@@ -107,21 +107,32 @@ def put_into(root: Path, kind: str) -> list[str]:
     (root / "etc/bomb").write_text(_PROGRAM)
     (root / "srv/go").touch()
     light = f"{os.path.realpath(sys.executable)} -I -S /etc/bomb '{kind}'"
-    roots.write_init(root, roots.script((_LEAVE if kind.startswith("leaves") else "") + light, "true"))
+    roots.write_init(
+        root, roots.script((_LEAVE if kind.startswith("leaves") else "") + light, "true")
+    )
     return ["/usr:/usr:ro"] + ([] if prefix.startswith("/usr") else [f"{prefix}:{prefix}:ro"])
 
 
 def end(root: Path) -> None:
     """End whatever is left of a bomb: the kernel signals all of a user's processes at once."""
     (root / "srv/go").unlink(missing_ok=True)
-    command = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "kill", "-KILL", "--", "-1"]
+    command = [
+        "setpriv",
+        f"--reuid={USER}",
+        f"--regid={USER}",
+        "--clear-groups",
+        "kill",
+        "-KILL",
+        "--",
+        "-1",
+    ]
     subprocess.run(command, check=False, stderr=subprocess.DEVNULL)
     kernelview.wait_until(is_out, "the bomb has ended")
 
 
 def is_lit() -> bool:
     """Whether it has nearly as many processes as it may have."""
-    return len(living()) >= PROCESSES * 0.25
+    return len(own_processes()) >= PROCESSES * 0.25
 
 
 def is_out() -> bool:
@@ -130,10 +141,10 @@ def is_out() -> bool:
         os.getpriority(os.PRIO_USER, USER)
     except ProcessLookupError:
         return True
-    return not living()
+    return not own_processes()
 
 
-def living() -> list[int]:
+def own_processes() -> list[int]:
     """The processes of a bomb, zombies aside."""
     found = []
     for name in filter(str.isdigit, os.listdir("/proc")):

@@ -50,7 +50,9 @@ class Place(NamedTuple):
     @property
     def device(self) -> str:
         """The loop device that is mounted on the root."""
-        return _output("findmnt", "--noheadings", "--output", "SOURCE", "--mountpoint", str(self.root))
+        return _output(
+            "findmnt", "--noheadings", "--output", "SOURCE", "--mountpoint", str(self.root)
+        )
 
 
 class Kind(NamedTuple):
@@ -197,7 +199,10 @@ def _map(file: Path) -> None:
     """Map a file and close it; Python's own mmap keeps a descriptor."""
     fd = os.open(file, os.O_RDONLY)
     _libc.mmap.restype = ctypes.c_void_p
-    if _libc.mmap(None, ctypes.c_size_t(1), mmap.PROT_READ, mmap.MAP_SHARED, fd, ctypes.c_long(0)) == 2**64 - 1:
+    if (
+        _libc.mmap(None, ctypes.c_size_t(1), mmap.PROT_READ, mmap.MAP_SHARED, fd, ctypes.c_long(0))
+        == 2**64 - 1
+    ):
         raise OSError(ctypes.get_errno(), "mmap")
     os.close(fd)
 
@@ -367,7 +372,7 @@ def io_uring(place: Place) -> Iterator[list[str]]:
     os.close(ring)
 
 
-@kind("swap file", UNKNOWN)
+@kind("swap file", NAMED)
 def swap_file(place: Place) -> Iterator[list[str]]:
     file = place.root / "srv/swap"
     file.write_bytes(bytes(1 << 20))
@@ -401,7 +406,7 @@ def loop_device(place: Place) -> Iterator[list[str]]:
     _run("losetup", "--detach", device)
 
 
-@kind("unread fanotify events", UNKNOWN)
+@kind("unread fanotify events", NAMED)
 def fanotify_events(place: Place) -> Iterator[list[str]]:
     fd = _fanotify(place.root, _FAN_MARK_ADD | _FAN_MARK_MOUNT)
     place.file.read_bytes()  # the event keeps the file until somebody reads it
@@ -412,7 +417,10 @@ def fanotify_events(place: Place) -> Iterator[list[str]]:
 def _fanotify(path: Path, mark: int) -> int:
     """A descriptor that is told of each open."""
     fd = int(_libc.fanotify_init(0, os.O_RDONLY))
-    if fd < 0 or _libc.fanotify_mark(fd, mark, ctypes.c_uint64(_FAN_OPEN), -100, os.fsencode(path)) < 0:
+    if (
+        fd < 0
+        or _libc.fanotify_mark(fd, mark, ctypes.c_uint64(_FAN_OPEN), -100, os.fsencode(path)) < 0
+    ):
         raise OSError(ctypes.get_errno(), "fanotify_mark")
     return fd
 
@@ -422,7 +430,10 @@ def _fanotify(path: Path, mark: int) -> int:
 
 @kind("file through a bind mount elsewhere", NAMED)
 def file_through_a_bind(place: Place) -> Iterator[list[str]]:
-    with _mounted(place.outside, "--bind", str(place.root / "etc")), (place.outside / "passwd").open():
+    with (
+        _mounted(place.outside, "--bind", str(place.root / "etc")),
+        (place.outside / "passwd").open(),
+    ):
         yield [*_me(), str(place.outside)]
 
 
@@ -438,14 +449,14 @@ def mounted_elsewhere(place: Place) -> Iterator[list[str]]:
         yield [str(place.outside)]
 
 
-@kind("overlay that uses it as its lower layer", UNKNOWN)
+@kind("overlay that uses it as its lower layer", NAMED)
 def overlay(place: Place) -> Iterator[list[str]]:
     with _mounted(place.outside, "-t", "tmpfs", "layers"):
         for name in ("upper", "work", "merged"):
             (place.outside / name).mkdir()
         options = f"lowerdir={place.root / 'srv'},upperdir={place.outside}/upper,workdir={place.outside}/work"
         with _mounted(place.outside / "merged", "-t", "overlay", "-o", options, "overlay"):
-            yield []
+            yield [str(place.outside / "merged")]
 
 
 @kind("cwd in another mount namespace", NAMED)
@@ -458,7 +469,7 @@ def cwd_in_another_namespace(place: Place) -> Iterator[list[str]]:
         yield [f"pid {pid} "]
 
 
-@kind("copy of the mount namespace", NAMED)
+@kind("copy of the mount namespace", STOPPED)
 def copy_of_the_namespace(place: Place) -> Iterator[list[str]]:
     with _child(_own_mount_namespace) as pid:
         yield [f"pid {pid} "]
@@ -470,7 +481,7 @@ def copy_with_user_namespace(place: Place) -> Iterator[list[str]]:
         yield [f"pid {pid} "]
 
 
-@kind("mount namespace that only a descriptor keeps", UNKNOWN)
+@kind("mount namespace that only a descriptor keeps", NAMED)
 def namespace_by_descriptor(place: Place) -> Iterator[list[str]]:
     with _child(_own_mount_namespace) as pid:
         fd = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY)
@@ -543,8 +554,12 @@ def accounting(place: Place) -> Iterator[list[str]]:
 
 
 def _cgroup_of(pid: int) -> Path:
-    top = _output("findmnt", "--noheadings", "--first-only", "--types", "cgroup2", "--output", "TARGET")
-    (line,) = [x for x in Path(f"/proc/{pid}/cgroup").read_text().splitlines() if x.startswith("0::")]
+    top = _output(
+        "findmnt", "--noheadings", "--first-only", "--types", "cgroup2", "--output", "TARGET"
+    )
+    (line,) = [
+        x for x in Path(f"/proc/{pid}/cgroup").read_text().splitlines() if x.startswith("0::")
+    ]
     return Path(top + line[3:])
 
 

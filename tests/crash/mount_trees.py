@@ -18,7 +18,20 @@ _CONFIG_CREATE = 6
 #: Recursive binds double a tree.
 _MOUNTS_MAX = 60
 
-_NAMES = [b"a", b"b", b"c", b"web1", b"web10", b" ", b"\n", b"\\040", b"x (deleted)", b"#", b"\xff", b"root"]
+_NAMES = [
+    b"a",
+    b"b",
+    b"c",
+    b"web1",
+    b"web10",
+    b" ",
+    b"\n",
+    b"\\040",
+    b"x (deleted)",
+    b"#",
+    b"\xff",
+    b"root",
+]
 
 #: What a step does, and how often.
 _STEPS = {
@@ -92,7 +105,9 @@ class Tree:
         for where, below, names in itertools.islice(os.walk(self.top or b"/"), 50):
             here = where.rstrip(b"/")
             below[:] = [
-                n for n in sorted(below) if here + b"/" + n not in kernels and not os.path.islink(here + b"/" + n)
+                n
+                for n in sorted(below)
+                if here + b"/" + n not in kernels and not os.path.islink(here + b"/" + n)
             ]
             directories += [here + b"/" + name for name in below]
             files += [here + b"/" + name for name in names if os.path.isfile(here + b"/" + name)]

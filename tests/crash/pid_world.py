@@ -73,7 +73,9 @@ class Recorder:
 
     def __init__(self, **how: Any) -> None:
         argv = [sys.executable, "-I", "-S", "-c", _RECORDER]
-        self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, **how)
+        self.process = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, **how
+        )
         self._pipe = self.process.stdout.fileno()
         self.pidfd = os.pidfd_open(self.process.pid)
         assert os.read(self._pipe, 100) == b"ready\n"
@@ -87,7 +89,9 @@ class Recorder:
         except BlockingIOError:
             told = b""
         state = _state(self.process.pid)
-        assert not told and state not in "TZX", f"a stranger was signalled: {told!r}, it is now {state}"
+        assert not told and state not in "TZX", (
+            f"a stranger was signalled: {told!r}, it is now {state}"
+        )
 
     def end(self) -> None:
         self.process.kill()
@@ -138,7 +142,9 @@ class World:
         pidfd = os.pidfd_open(keeper)
         try:
             with os.fdopen(ours, "rb") as pipe:
-                assert select.select([pipe], [], [], seconds)[0], f"the world did not end within {seconds} s"
+                assert select.select([pipe], [], [], seconds)[0], (
+                    f"the world did not end within {seconds} s"
+                )
                 data = pipe.read()
         finally:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
@@ -158,12 +164,18 @@ class World:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/",
         )  # fmt: skip
         managers = [_Manager(body) for body in self.bodies]
-        while any(manager.answer is None for manager in managers) and not any(manager.failed for manager in managers):
+        while any(manager.answer is None for manager in managers) and not any(
+            manager.failed for manager in managers
+        ):
             ended = _reap()
-            assert strangers.pid not in ended, f"the strangers' parent ended: {ended[strangers.pid]:#x}"
+            assert strangers.pid not in ended, (
+                f"the strangers' parent ended: {ended[strangers.pid]:#x}"
+            )
             for manager in managers:
                 manager.serve(ended)
-            time.sleep(0.002)  # an init has nothing else to do than to look whether there is something to reap
+            time.sleep(
+                0.002
+            )  # an init has nothing else to do than to look whether there is something to reap
         strangers.stdin.close()
         told = strangers.stdout.read()
         assert told, "the strangers' parent ended"

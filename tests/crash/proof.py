@@ -17,17 +17,27 @@ class Proof:
         self.run_dir = run_dir
         self.checked = 0
 
-    def __call__(self, name: str, disk: Path, pids: set[int] | frozenset[int] = frozenset()) -> None:
+    def __call__(
+        self, name: str, disk: Path, pids: set[int] | frozenset[int] = frozenset()
+    ) -> None:
         """Mounts gone, cgroup gone, processes gone, directory gone; loop device released and image clean."""
         __tracebackhide__ = True
         base = self.run_dir / name
-        assert not (left := kernelview.mounts_below(base)), f"false stop of {name}: {[str(mount) for mount in left]}"
-        left_cgroups = [p for p in kernelview.cgroups_of(kernelview.identity(self.run_dir)) if _is_of(p, name)]
+        assert not (left := kernelview.mounts_below(base)), (
+            f"false stop of {name}: {[str(mount) for mount in left]}"
+        )
+        left_cgroups = [
+            p for p in kernelview.cgroups_of(kernelview.identity(self.run_dir)) if _is_of(p, name)
+        ]
         assert not left_cgroups, f"false stop of {name}: cgroups {left_cgroups}"
-        assert not (alive := {pid for pid in pids if kernelview.is_running(pid)}), f"false stop of {name}: {alive} live"
+        assert not (alive := {pid for pid in pids if kernelview.is_running(pid)}), (
+            f"false stop of {name}: {alive} live"
+        )
         assert not base.exists(), f"false stop of {name}: {os.listdir(base)} in its directory"
         if disk.is_file():
-            assert not (loops := kernelview.loops_over(disk)), f"false stop of {name}: {loops} over its image"
+            assert not (loops := kernelview.loops_over(disk)), (
+                f"false stop of {name}: {loops} over its image"
+            )
             assert is_unused(disk), f"false stop of {name}: its image is open somewhere"
             roots.check_image(disk, "ext4")
         self.checked += 1

@@ -1,7 +1,7 @@
 """A FUSE file system that shows a directory, and can fall silent: it still takes requests, and answers none.
 
-Run as ``silent_fuse.py SOURCE TARGET``: mounts, prints ``ready``, and serves until its standard input ends. The line ``silent`` there silences it,
-``speak`` makes it answer all that it owes. When it ends, the kernel answers for it with ENOTCONN.
+Run as ``silent_fuse.py SOURCE TARGET [OPTIONS]``: mounts (by default for everybody), prints ``ready``, and serves until its standard input ends. The line ``silent`` there silences it,
+``opened-again`` silences it when a file is opened for the second time from then on, ``speak`` makes it answer all that it owes. When it ends, the kernel answers for it with ENOTCONN.
 """
 
 from __future__ import annotations
@@ -17,20 +17,24 @@ import sys
 (LOOKUP, FORGET, GETATTR, SETATTR, READLINK, OPEN, READ, WRITE, STATFS, RELEASE, FSYNC, FLUSH, INIT, OPENDIR, READDIR, RELEASEDIR,
  FSYNCDIR, BATCH_FORGET) = (1, 2, 3, 4, 5, 14, 15, 16, 17, 18, 20, 25, 26, 27, 28, 29, 30, 42)  # fmt: skip
 HEADER = struct.Struct("<IIQQIIII")
+_FOR_ALL = "user_id=0,group_id=0,allow_other,default_permissions"
 
 
 class Server:
-    def __init__(self, source: str, target: str) -> None:
+    def __init__(self, source: str, target: str, options: str = _FOR_ALL) -> None:
         self.paths = {1: os.fsencode(source)}
         self.numbers = {self.paths[1]: 1}
         self.fd = os.open("/dev/fuse", os.O_RDWR)
-        options = f"fd={self.fd},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions".encode()
-        if ctypes.CDLL(None, use_errno=True).mount(b"silent", os.fsencode(target), b"fuse", 0, options):
+        data = f"fd={self.fd},rootmode=40000,{options}".encode()
+        if ctypes.CDLL(None, use_errno=True).mount(
+            b"silent", os.fsencode(target), b"fuse", 0, data
+        ):
             raise OSError(ctypes.get_errno(), "mount")
 
     def serve(self) -> None:
         owed: list[bytes] = []
         silent = False
+        opens = -1  # after so many more OPENs it falls silent
         poller = select.poll()
         poller.register(self.fd, select.POLLIN)
         poller.register(0, select.POLLIN)
@@ -40,7 +44,9 @@ class Server:
                     said = os.read(0, 64)
                     if not said:
                         return
-                    silent = said.split()[-1] == b"silent"
+                    word = said.split()[-1]
+                    silent = word == b"silent"
+                    opens = 1 if word == b"opened-again" else -1
                     print("silent" if silent else "speaks", flush=True)
                 else:
                     try:
@@ -51,14 +57,21 @@ class Server:
                         if error.errno != errno.ENOENT:  # a request that was interrupted
                             raise
             while owed and not silent:
-                self.answer(owed.pop(0))
+                if HEADER.unpack_from(owed[0])[1] == OPEN:
+                    silent = opens == 0
+                    opens -= 1
+                if not silent:
+                    self.answer(owed.pop(0))
 
     def answer(self, request: bytes) -> None:
         _length, operation, unique, node, *_ = HEADER.unpack_from(request)
         if operation in (FORGET, BATCH_FORGET):
             return
         try:
-            code, payload = 0, self.do(operation, self.paths[node] if node else b"", node, request[HEADER.size :])
+            code, payload = (
+                0,
+                self.do(operation, self.paths[node] if node else b"", node, request[HEADER.size :]),
+            )
         except OSError as error:
             code, payload = error.errno or errno.EIO, b""
         try:
@@ -127,6 +140,6 @@ def directory(path: bytes, offset: int, size: int) -> bytes:
 
 
 if __name__ == "__main__":
-    server = Server(sys.argv[1], sys.argv[2])
+    server = Server(*sys.argv[1:])
     print("ready", flush=True)
     server.serve()

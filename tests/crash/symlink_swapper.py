@@ -39,9 +39,14 @@ def swapping(top: Path, outside: Path) -> Iterator[Callable[[], int]]:
     for path in EVERY:
         (top / f"{path}.absolute").symlink_to(outside / path)
         (top / f"{path}.relative").symlink_to("../" * 20 + str(outside / path)[1:])
-    pids = [_swapper(top, kind, counters, place) for place, kind in enumerate(("absolute", "relative"))]
+    pids = [
+        _swapper(top, kind, counters, place) for place, kind in enumerate(("absolute", "relative"))
+    ]
     try:
-        yield lambda: sum(int.from_bytes(counters[8 * place : 8 * place + 8], "little") for place in range(len(pids)))
+        yield lambda: sum(
+            int.from_bytes(counters[8 * place : 8 * place + 8], "little")
+            for place in range(len(pids))
+        )
     finally:
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
@@ -56,7 +61,9 @@ def _swapper(top: Path, kind: str, counters: mmap.mmap, place: int) -> int:
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         # Descriptors, since the paths change; opened here, before the others swap anything of importance.
         pairs = []
-        if _libc.unshare(_CLONE_NEWNS) or _libc.mount(None, b"/", None, ctypes.c_ulong(_MS_REC | _MS_PRIVATE), None):
+        if _libc.unshare(_CLONE_NEWNS) or _libc.mount(
+            None, b"/", None, ctypes.c_ulong(_MS_REC | _MS_PRIVATE), None
+        ):
             os._exit(1)
         for path in EVERY:
             parent, _, name = path.rpartition("/")
@@ -78,5 +85,9 @@ def _real(top: Path, parent: str) -> str:
     here = str(top)
     for name in filter(None, parent.split("/")):
         names = (name, f"{name}.absolute", f"{name}.relative")
-        here = next(f"{here}/{n}" for n in names if os.path.isdir(f"{here}/{n}") and not os.path.islink(f"{here}/{n}"))
+        here = next(
+            f"{here}/{n}"
+            for n in names
+            if os.path.isdir(f"{here}/{n}") and not os.path.islink(f"{here}/{n}")
+        )
     return here

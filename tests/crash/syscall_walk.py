@@ -69,9 +69,13 @@ class World:
         for directory in (self.run_dir, self.config_dir):
             directory.mkdir(mode=0o755)
         ground.know_run_dir(self.run_dir)
-        self.image = roots.make_image(place / "disk.img", "ext4", lambda top: roots.make_root(top, INIT))
+        self.image = roots.make_image(
+            place / "disk.img", "ext4", lambda top: roots.make_root(top, INIT)
+        )
         lines = {"disk": f'"{self.image}"', "grace": str(GRACE), "resolv_conf": '"copy"', **params}
-        (self.config_dir / f"{name}.toml").write_text("".join(f"{key} = {value}\n" for key, value in lines.items()))
+        (self.config_dir / f"{name}.toml").write_text(
+            "".join(f"{key} = {value}\n" for key, value in lines.items())
+        )
         self.root = self.run_dir / name / "root"
         self.files = self._files()
         self.env = environment(self.run_dir, self.config_dir)
@@ -98,7 +102,10 @@ class World:
 
     def processes(self) -> dict[int, str]:
         """The instance's processes and its managers, by what stands in their environment."""
-        marks = (f"CHROOTFW_INSTANCE={self.name}".encode(), f"CHROOTFW_RUN_DIR={self.run_dir}".encode())
+        marks = (
+            f"CHROOTFW_INSTANCE={self.name}".encode(),
+            f"CHROOTFW_RUN_DIR={self.run_dir}".encode(),
+        )
         found = {}
         for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
             try:
@@ -106,8 +113,17 @@ class World:
             except OSError:
                 continue
             ours = marks[0] in environment and self._is_in_root(pid)
-            if (ours or marks[1] in environment) and pid != self.zygote.process.pid and kernelview.is_running(pid):
-                found[pid] = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+            if (
+                (ours or marks[1] in environment)
+                and pid != self.zygote.process.pid
+                and kernelview.is_running(pid)
+            ):
+                found[pid] = (
+                    Path(f"/proc/{pid}/cmdline")
+                    .read_bytes()
+                    .replace(b"\0", b" ")
+                    .decode("utf-8", "replace")
+                )
         return found
 
     def _is_in_root(self, pid: int) -> bool:
@@ -140,7 +156,10 @@ class World:
 
     def _is_whole(self) -> bool:
         targets = [os.fsdecode(mount.target) for mount in kernelview.mounts_below(self.root)]
-        whole = targets.count(str(self.root)) == 1 and {f"{self.root}/proc", f"{self.root}/dev"} <= set(targets)
+        whole = targets.count(str(self.root)) == 1 and {
+            f"{self.root}/proc",
+            f"{self.root}/dev",
+        } <= set(targets)
         return whole and len(self.processes()) == DAEMONS
 
     def check_nothing_left(self, what: str) -> None:
@@ -162,7 +181,12 @@ class World:
 
         ``child``: count the calls from the moment before it makes the init script's process, and of that process too.
         """
-        inject = ["-e", f"trace={point.name}", "-e", f"inject={point.name}:{how}:when={point.count}"]
+        inject = [
+            "-e",
+            f"trace={point.name}",
+            "-e",
+            f"inject={point.name}:{how}:when={point.count}",
+        ]
         ended, trace = self._traced(verb, inject, child=child)
         hit = [line for line in trace if "(INJECTED)" in line or "killed by SIGKILL" in line]
         return Struck(ended, hit[0] if hit else "")
@@ -227,10 +251,16 @@ def environment(run_dir: Path, config_dir: Path) -> dict[str, str]:
 
 
 def _packages() -> list[str]:
+    import psutil  # where the dependencies are: a virtual environment's Python is run by its real path
+
     import chrootfw
     import chrootfw_defaults
 
-    return [str(Path(str(module.__file__)).parent.parent) for module in (chrootfw, chrootfw_defaults)]
+    found = [
+        str(Path(str(module.__file__)).parent.parent)
+        for module in (chrootfw, chrootfw_defaults, psutil)
+    ]
+    return list(dict.fromkeys(found))
 
 
 def check_words(ended: Ended) -> None:
@@ -278,14 +308,20 @@ def sample(walk: Sequence[Point], more: int, seed: str, *, early: int = 0) -> li
     others = [point for point in late if point not in ends]
     before = [point for point in walk if not point.late]
     chosen = random.Random(seed)
-    return [*ends, *chosen.sample(others, min(more, len(others))), *chosen.sample(before, min(early, len(before)))]
+    return [
+        *ends,
+        *chosen.sample(others, min(more, len(others))),
+        *chosen.sample(before, min(early, len(before))),
+    ]
 
 
 #: After so many failures a walk is given up.
 FAILURES_SHOWN = 20
 
 
-def in_parallel(worlds: Sequence[World], tasks: Sequence[T], do: Callable[[World, T], R]) -> list[R]:
+def in_parallel(
+    worlds: Sequence[World], tasks: Sequence[T], do: Callable[[World, T], R]
+) -> list[R]:
     """``do`` each of the tasks, each world in a thread of its own. What fails is raised together, in the end."""
     waiting: queue.SimpleQueue[T] = queue.SimpleQueue()
     for task in tasks:
@@ -308,7 +344,9 @@ def in_parallel(worlds: Sequence[World], tasks: Sequence[T], do: Callable[[World
                     world.run("stop")
                     world.check_nothing_left("after a failure")
                 except AssertionError as second:
-                    failures.append(f"after {task} in {world.place}: {second}; this world is given up")
+                    failures.append(
+                        f"after {task} in {world.place}: {second}; this world is given up"
+                    )
                     return
             except BaseException as failure:
                 failures.append(f"{task} in {world.place}: {failure!r}")

@@ -64,7 +64,12 @@ class Instance:
         self.root = run_dir / name / "root"
 
     def look(self) -> Look:
-        processes = [command for root, command in rooted().items() if root == str(self.root) for command in command]
+        processes = [
+            command
+            for root, command in rooted().items()
+            if root == str(self.root)
+            for command in command
+        ]
         mounts = len(kernelview.mounts_below(self.run_dir / self.name))
         groups = self._cgroups()
         populated = any("populated 1" in _text(path / "cgroup.events") for path in groups)
@@ -86,12 +91,18 @@ class Instance:
 
     def _cgroups(self) -> list[Path]:
         """They come and go while they are listed."""
-        tops = {mount.target for mount in kernelview.mount_table().values() if mount.fstype in ("cgroup", "cgroup2")}
+        tops = {
+            mount.target
+            for mount in kernelview.mount_table().values()
+            if mount.fstype in ("cgroup", "cgroup2")
+        }
         found = []
         for top in sorted(tops):
             home = Path(os.fsdecode(top)) / "chrootfw" / kernelview.identity(self.run_dir)
             with contextlib.suppress(FileNotFoundError):
-                found += [home / name for name in os.listdir(home) if name.rpartition("@")[0] == self.name]
+                found += [
+                    home / name for name in os.listdir(home) if name.rpartition("@")[0] == self.name
+                ]
         return found
 
 
@@ -111,7 +122,9 @@ def rooted() -> dict[str, list[str]]:
         with contextlib.suppress(OSError):
             root = os.readlink(f"/proc/{pid}/root")
             if root != "/" and kernelview.is_running(int(pid)):
-                found.setdefault(root, []).append(_text(Path(f"/proc/{pid}/cmdline")).replace("\0", " "))
+                found.setdefault(root, []).append(
+                    _text(Path(f"/proc/{pid}/cmdline")).replace("\0", " ")
+                )
     return found
 
 
@@ -125,7 +138,9 @@ def _text(path: Path) -> str:
 class Operation:
     """One command of one manager. ``others``: what changed, or may have changed, its image's instances meanwhile."""
 
-    def __init__(self, manager: Zygote, verb: str, instance: Instance, before: dict[str, Look]) -> None:
+    def __init__(
+        self, manager: Zygote, verb: str, instance: Instance, before: dict[str, Look]
+    ) -> None:
         self.manager = manager
         self.verb = verb
         self.instance = instance
@@ -140,14 +155,18 @@ class Operation:
         name = [] if first == "list" else [self.instance.name]
         if first == "exec":
             return ["exec", *name, "--", "/bin/echo", "hi"]
-        impatient = ["--lock-timeout", "0"] if self.verb not in LOOKING and chance.random() < 0.15 else []
+        impatient = (
+            ["--lock-timeout", "0"] if self.verb not in LOOKING and chance.random() < 0.15 else []
+        )
         return [first, *name, *flags, *impatient]
 
 
 class Chaos:
     """The managers at work, and who watches them."""
 
-    def __init__(self, instances: list[Instance], managers: list[Zygote], chance: random.Random) -> None:
+    def __init__(
+        self, instances: list[Instance], managers: list[Zygote], chance: random.Random
+    ) -> None:
         self.instances = instances
         self.free = list(managers)
         self.chance = chance
@@ -173,14 +192,22 @@ class Chaos:
                 assert now - operation.began < TIMEOUT, f"hangs: {operation.manager.argv}"
             self._watch()
             by_socket = {operation.manager.socket: operation for operation in self.running}
-            due = [operation.kill_at - now for operation in self.running if operation.kill_at is not None]
+            due = [
+                operation.kill_at - now
+                for operation in self.running
+                if operation.kill_at is not None
+            ]
             for ready in select.select(by_socket, [], [], max(0.0, min([0.005, *due])))[0]:
                 self._end(by_socket[ready])
 
     def _begin(self, manager: Zygote) -> None:
         verb = self.chance.choices(list(VERBS), list(VERBS.values()))[0]
         instance = self.chance.choice(self.instances)
-        before = {each.name: each.look() for each in self.instances if verb == "list --json" or each is instance}
+        before = {
+            each.name: each.look()
+            for each in self.instances
+            if verb == "list --json" or each is instance
+        }
         operation = Operation(manager, verb, instance, before)
         for other in self.running:
             self._note(operation, other)
@@ -223,12 +250,18 @@ class Chaos:
         """Never one image twice: no two writable loop devices over it, no two mounts of it that are roots."""
         self.counts["observations"] += 1
         roots_of = {os.fsencode(instance.root): instance for instance in self.instances}
-        mounted = Counter(mount.device for mount in kernelview.mount_table().values() if mount.target in roots_of)
-        self.doubles += [f"device {device} is mounted on {n} roots" for device, n in mounted.items() if n > 1]
+        mounted = Counter(
+            mount.device for mount in kernelview.mount_table().values() if mount.target in roots_of
+        )
+        self.doubles += [
+            f"device {device} is mounted on {n} roots" for device, n in mounted.items() if n > 1
+        ]
         first = self._loops()
         for image, devices in first.items():
             if len(devices) > 1:
-                again = self._loops()  # they were read one after the other: one may have come when the other had gone
+                again = (
+                    self._loops()
+                )  # they were read one after the other: one may have come when the other had gone
                 if len(devices & again.get(image, set())) > 1:
                     self.doubles.append(f"{image} has the loop devices {devices}")
 
@@ -248,7 +281,9 @@ class Chaos:
         verb = operation.verb
         if verb not in LOOKING:
             allowed = (0, 1) if verb in ("start", "reboot") else (0, 1, 4)
-            self._expect(ended.status in allowed, operation, ended, "an exit status of the contract")
+            self._expect(
+                ended.status in allowed, operation, ended, "an exit status of the contract"
+            )
         judged = 0
         for each, before in operation.before.items():
             meanwhile = operation.others[each]
@@ -270,13 +305,23 @@ class Chaos:
 
     def _judge_look(self, operation: Operation, ended: Ended, name: str, state: str) -> None:
         if operation.verb == "exec":
-            self._expect(ended.status == 0 or state != "running", operation, ended, f"it is {state}")
-            self._expect(ended.status == 125 or state != "absent", operation, ended, f"it is {state}")
+            self._expect(
+                ended.status == 0 or state != "running", operation, ended, f"it is {state}"
+            )
+            self._expect(
+                ended.status == 125 or state != "absent", operation, ended, f"it is {state}"
+            )
             self._expect(ended.status in (0, 125), operation, ended, "the status of echo, or 125")
-            self._expect((ended.stdout == "hi\n") == (ended.status == 0), operation, ended, "what echo says")
+            self._expect(
+                (ended.stdout == "hi\n") == (ended.status == 0), operation, ended, "what echo says"
+            )
             return
         shown = {each["name"]: each["state"] for each in json.loads(ended.stdout)["instances"]}
-        true = {"running": ("running",), "mounted": ("mounted", "held"), "absent": ("absent", "held")}[state]
+        true = {
+            "running": ("running",),
+            "mounted": ("mounted", "held"),
+            "absent": ("absent", "held"),
+        }[state]
         self._expect(shown.get(name) in true, operation, ended, f"{name} is {state}")
 
     def _judge_change(self, operation: Operation, ended: Ended, before: Look, after: Look) -> None:
@@ -315,11 +360,15 @@ def instances(in_memory: Path, ground: leaks.Ground) -> list[Instance]:
         directory.mkdir(mode=0o755)
     ground.know_run_dir(run_dir)
     images = {
-        name: roots.make_image(in_memory / f"{name}.img", "ext4", lambda top: roots.make_root(top, INIT))
+        name: roots.make_image(
+            in_memory / f"{name}.img", "ext4", lambda top: roots.make_root(top, INIT)
+        )
         for name in dict.fromkeys(INSTANCES.values())
     }
     for name, image in INSTANCES.items():
-        (config_dir / f"{name}.toml").write_text(f'disk = "{images[image]}"\ngrace = {GRACE}\nresolv_conf = "copy"\n')
+        (config_dir / f"{name}.toml").write_text(
+            f'disk = "{images[image]}"\ngrace = {GRACE}\nresolv_conf = "copy"\n'
+        )
     return [Instance(run_dir, name, images[image]) for name, image in INSTANCES.items()]
 
 
@@ -336,16 +385,25 @@ def test_six_managers_at_once(
         assert took < DEADLINE, f"too few of them hit: {counts}"
         if whole:
             return counts["operations"] >= WHOLE_OPERATIONS and counts["kills"] >= WHOLE_KILLS
-        return took > SAMPLE_SECONDS and counts["kills"] >= SAMPLE_KILLS and counts["judged"] >= SAMPLE_JUDGED
+        return (
+            took > SAMPLE_SECONDS
+            and counts["kills"] >= SAMPLE_KILLS
+            and counts["judged"] >= SAMPLE_JUDGED
+        )
 
-    with zygotes(in_memory, environment(in_memory / "run", in_memory / "definitions"), MANAGERS) as managers:
+    with zygotes(
+        in_memory, environment(in_memory / "run", in_memory / "definitions"), MANAGERS
+    ) as managers:
         chaos = Chaos(instances, managers, random.Random(seed))
         try:
             chaos.go_on(is_over)
             assert not chaos.doubles, "\n".join(chaos.doubles[:3])
             assert not chaos.lies, "\n".join(chaos.lies[:3])
         finally:
-            ends = [instance.stop(environment(in_memory / "run", in_memory / "definitions")) for instance in instances]
+            ends = [
+                instance.stop(environment(in_memory / "run", in_memory / "definitions"))
+                for instance in instances
+            ]
         assert ends == [0] * len(instances)
     for instance in instances:
         look = instance.look()

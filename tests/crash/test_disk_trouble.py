@@ -35,14 +35,21 @@ def _damages(fstype: str, whole: bool) -> dict[str, Callable[[Path, random.Rando
         "truncated to a half": lambda image, _: os.truncate(image, image.stat().st_size // 2),
         "empty": lambda image, _: (os.truncate(image, 0), os.truncate(image, 24 << 20)),
         "superblock overwritten": lambda image, dice: _fill(image, start, 4096, dice),
-        "superblock but its signature overwritten": lambda image, dice: _fill(image, start + 96, 512, dice),
+        "superblock but its signature overwritten": lambda image, dice: _fill(
+            image, start + 96, 512, dice
+        ),
         "metadata overwritten": lambda image, dice: [
             _fill(image, 4096 * n, 4096, dice) for n in range(1, 64) if 4096 * n != start
         ],
     }
     for number in range(24 if whole else 2):
         found[f"damage {number}"] = lambda image, dice: [
-            _fill(image, dice.randrange(max(1, image.stat().st_size - 512)), dice.randint(1, 512), dice)
+            _fill(
+                image,
+                dice.randrange(max(1, image.stat().st_size - 512)),
+                dice.randint(1, 512),
+                dice,
+            )
             for _ in range(200)
         ]
     return found
@@ -69,7 +76,10 @@ def test_damaged_disks(
         damage(disk, dice)
         kept = _digest(disk)
         disk_instance = chrootfw.Instance(
-            "web1", disk=str(disk), init_script=None, params={"read_only": fstype == "squashfs" or bool(number % 2)}
+            "web1",
+            disk=str(disk),
+            init_script=None,
+            params={"read_only": fstype == "squashfs" or bool(number % 2)},
         )
         try:
             web1.runtime.start(disk_instance)
@@ -80,7 +90,12 @@ def test_damaged_disks(
             assert kernelview.loops_over(disk) == [], what
             assert not web1.root.parent.exists(), what
             # A journal may have been replayed before the kernel gave up; nothing is written to one that is not mounted.
-            assert "damage" in what or "metadata" in what or "signature" in what or _digest(disk) == kept, what
+            assert (
+                "damage" in what
+                or "metadata" in what
+                or "signature" in what
+                or _digest(disk) == kept
+            ), what
             refused += 1
         else:
             started += 1
@@ -116,7 +131,9 @@ def test_disks_that_cannot_be_written(
             path = place / disk.name if how == "a read-only mount" else disk
             if (
                 how == "immutable"
-                and subprocess.run(["chattr", "+i", str(disk)], check=False, capture_output=True).returncode
+                and subprocess.run(
+                    ["chattr", "+i", str(disk)], check=False, capture_output=True
+                ).returncode
             ):
                 continue
             try:
@@ -184,7 +201,10 @@ def test_a_full_run_directory(
         filler.unlink()
         rounds += 1
     roots.check_image(web1.disk, "ext4")
-    figure(14, f"run directory full, {rounds} of {rounds}: a start is refused and leaves nothing, a stop works")
+    figure(
+        14,
+        f"run directory full, {rounds} of {rounds}: a start is refused and leaves nothing, a stop works",
+    )
 
 
 @pytest.mark.parametrize("fstype", ["ext4", "btrfs"])
@@ -198,13 +218,28 @@ def test_the_image_is_truncated_under_the_mount(
     web1 = make_chroot(disk=image(fstype))
     web1.cli("start")
     os.truncate(web1.disk, 64 << 10)
-    web1.cli("exec", "--", "/bin/dd", "if=/dev/zero", "of=/srv/x", "bs=1M", "count=4", "conv=fsync", expect=range(256))
+    web1.cli(
+        "exec",
+        "--",
+        "/bin/dd",
+        "if=/dev/zero",
+        "of=/srv/x",
+        "bs=1M",
+        "count=4",
+        "conv=fsync",
+        expect=range(256),
+    )
     assert [info.state for info in web1.runtime.list()] == ["running"]
     stopped = web1.cli("stop", "--no-script", expect=(0, 1, 4))
-    assert stopped.status == 0 or str(web1.disk) in stopped.stderr or "web1" in stopped.brief, stopped
+    assert stopped.status == 0 or str(web1.disk) in stopped.stderr or "web1" in stopped.brief, (
+        stopped
+    )
     assert web1.is_gone(), stopped
     assert web1.state == "absent"
-    figure(14, f"{fstype} with its image truncated under the mount: stopped with status {stopped.status}, nothing left")
+    figure(
+        14,
+        f"{fstype} with its image truncated under the mount: stopped with status {stopped.status}, nothing left",
+    )
 
 
 def _digest(file: Path) -> str:

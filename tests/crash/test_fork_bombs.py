@@ -23,7 +23,9 @@ NEVER_ENDLESS = 60.0
 
 
 @pytest.fixture
-def prefix(request: pytest.FixtureRequest, outside: Callable[..., subprocess.Popen[str]]) -> Sequence[str]:
+def prefix(
+    request: pytest.FixtureRequest, outside: Callable[..., subprocess.Popen[str]]
+) -> Sequence[str]:
     """What makes a command run with cgroup v2, or in a mount namespace that shows none."""
     if request.param == "cgroup":
         return []
@@ -73,7 +75,9 @@ def seconds_to_the_end(cli: driving.Cli, how: str, prefix: Sequence[str]) -> flo
     command = [*prefix, sys.executable, "-c", STOP, how]
     signalled = gone = 0.0
     deadline = time.monotonic() + NEVER_ENDLESS
-    with subprocess.Popen(command, env=cli.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        command, env=cli.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         os.set_blocking(process.stdout.fileno(), False)

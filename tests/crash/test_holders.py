@@ -42,7 +42,9 @@ def template(tmp_path_factory: pytest.TempPathFactory, private_namespace: None) 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "kind" in metafunc.fixturenames:
-        metafunc.parametrize("kind", list(KINDS)[:: 1 if metafunc.config.getoption("--whole") else 2])
+        metafunc.parametrize(
+            "kind", list(KINDS)[:: 1 if metafunc.config.getoption("--whole") else 2]
+        )
 
 
 def test_a_holder_of_this_kind(
@@ -98,7 +100,9 @@ def _outcome(stopped: Result, names: list[str]) -> str:
 
 def test_the_figure(tally: Tally, figure: Callable[[int, str], None], whole: bool) -> None:
     """Last, when each kind has passed."""
-    assert len(tally.outcomes) == len(KINDS if whole else list(KINDS)[::2]), "not every kind was tried, or one failed"
+    assert len(tally.outcomes) == len(KINDS if whole else list(KINDS)[::2]), (
+        "not every kind was tried, or one failed"
+    )
     count = Counter(tally.outcomes.values())
     figure(
         7,
@@ -106,5 +110,6 @@ def test_the_figure(tally: Tally, figure: Callable[[int, str], None], whole: boo
         f'"{UNKNOWN}", {count[STOPPED]} hold nothing or were the stop\'s to end and were truly stopped; 0 false "stopped"',
     )
     figure(
-        8, f"holders: {tally.stops} stops and cleanups; all {tally.proven} that said 0 were proven, the others said 4"
+        8,
+        f"holders: {tally.stops} stops and cleanups; all {tally.proven} that said 0 were proven, the others said 4",
     )

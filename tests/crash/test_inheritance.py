@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -94,7 +95,10 @@ def _check(told: Path, what: str, run_dir: Path, *, action: bool) -> None:
     fds = dict(line.rpartition(" -> ")[::2] for line in lines if " -> " in line)
     fds = {left.split()[-1]: target for left, target in fds.items()}
     assert set(fds) == {"0", "1", "2"}, (what, fds)
-    assert not any(str(run_dir) in target or "pidfd" in target or "/dev/pts" in target for target in fds.values()), (
+    assert not any(
+        str(run_dir) in target or "pidfd" in target or "/dev/pts" in target
+        for target in fds.values()
+    ), (
         what,
         fds,
     )
@@ -105,17 +109,25 @@ def _check(told: Path, what: str, run_dir: Path, *, action: bool) -> None:
     state = found["stat"][0].split()
     # A command is in the session and in the foreground of whoever asked for it (a session that may lie outside this
     # pid namespace, and is 0 then); a script has a session of its own, and never the terminal.
-    assert (state[3] == found["pid"][0]) == action, (what, f"session {state[3]} of pid {found['pid'][0]}")
+    assert (state[3] == found["pid"][0]) == action, (
+        what,
+        f"session {state[3]} of pid {found['pid'][0]}",
+    )
     assert state[4] == "0" or not action, (what, f"a controlling terminal: {state[4]}")
     names = {line.partition("=")[0] for line in found["env"]}
-    assert names <= _MEANT | _OF_THE_SHELL | (_SCRIPT_TOO if action else _COMMAND_TOO), (what, names)
+    assert names <= _MEANT | _OF_THE_SHELL | (_SCRIPT_TOO if action else _COMMAND_TOO), (
+        what,
+        names,
+    )
     assert ("CHROOTFW_ACTION" in names) == action, (what, names)
     assert not any("secret" in line for line in found["env"]), (what, found["env"])
 
 
 def _cases(whole: bool) -> Iterable[tuple[str, ...]]:
     if whole:
-        return [case for size in range(len(CAUSES) + 1) for case in itertools.combinations(CAUSES, size)]
+        return [
+            case for size in range(len(CAUSES) + 1) for case in itertools.combinations(CAUSES, size)
+        ]
     return [(), *((cause,) for cause in CAUSES), CAUSES]
 
 
@@ -127,7 +139,8 @@ def test_what_is_inherited(
 ) -> None:
     web1 = make_chroot(
         init=roots.script(
-            f"{TELL}tell /var/told-start\n{roots.DAEMON}", f"{TELL}tell /var/told-stop\n{roots.END_DAEMON}"
+            f"{TELL}tell /var/told-start\n{roots.DAEMON}",
+            f"{TELL}tell /var/told-stop\n{roots.END_DAEMON}",
         )
     )
     (web1.disk / "srv/tell").write_text(f"{TELL}tell $1\n")
@@ -150,9 +163,28 @@ def test_what_is_inherited(
         if "terminal" in case:
             _in_a_terminal(command, environment)
         else:
-            subprocess.run(command, env=environment, check=True, timeout=120, stdin=subprocess.DEVNULL)
-        web1.cli("exec", "--", "/bin/sh", "/srv/tell", "/var/told-command", env=environment)
-        web1.cli("stop", env=environment)
+            subprocess.run(
+                command, env=environment, check=True, timeout=120, stdin=subprocess.DEVNULL
+            )
+        ignored = (signal.SIGCHLD, signal.SIGPIPE, signal.SIGUSR1) if "ignored" in case else ()
+
+        def ignore(numbers: Iterable[int] = ignored) -> None:
+            for number in numbers:
+                signal.signal(number, signal.SIG_IGN)
+
+        web1.cli(
+            "exec",
+            "--",
+            "/bin/sh",
+            "/srv/tell",
+            "/var/told-command",
+            env=environment,
+            preexec_fn=ignore,
+        )
+        web1.cli(
+            "exec", "--", "/bin/sh", "-c", "exit 7", env=environment, preexec_fn=ignore, expect=7
+        )
+        web1.cli("stop", env=environment, preexec_fn=ignore)
         for name, action in (("start", True), ("exec", False), ("command", False), ("stop", True)):
             told = web1.disk / f"var/told-{name}"
             _check(told, f"{name} with {case}", cli.run_dir, action=action)

@@ -67,7 +67,9 @@ def strike(world: World, verb: str, task: Task) -> Outcome:
             assert world_runs, f"{where}: {started}, but {world.left()}"
         else:
             assert there, f"{where}: nothing was there, and yet {started}"
-            assert "is held: an earlier stop is not finished" in started.stderr, f"{where}: {started}"
+            assert "is held: an earlier stop is not finished" in started.stderr, (
+                f"{where}: {started}"
+            )
     world.run("stop", after=where)
     world.check_nothing_left(where)
     return Outcome(task, bool(hit), there, restarted)
@@ -79,7 +81,9 @@ def test_kill_at_every_syscall_after_the_first_effect(
 ) -> None:
     world = worlds[0]
     walks: dict[bool, list[Point]] = {}
-    for child in (False, True) if verb != "reboot" else (False,):  # its children are those of stop and start
+    for child in (
+        (False, True) if verb != "reboot" else (False,)
+    ):  # its children are those of stop and start
         prepare(world, verb)
         walks[child] = world.reference(verb, child=child)
         world.run("stop")
@@ -95,7 +99,11 @@ def test_kill_at_every_syscall_after_the_first_effect(
         else:
             chosen = sample(late, 0 if child else MORE, verb)
         for number, point in enumerate(chosen):
-            tasks += [Task(point, child, restart) for restart in (False, True) if whole or restart == bool(number % 2)]
+            tasks += [
+                Task(point, child, restart)
+                for restart in (False, True)
+                if whole or restart == bool(number % 2)
+            ]
     outcomes = in_parallel(worlds, tasks, lambda world, task: strike(world, verb, task))
 
     hits = [outcome for outcome in outcomes if outcome.hit]
@@ -103,7 +111,11 @@ def test_kill_at_every_syscall_after_the_first_effect(
     assert len(hits) >= 0.85 * len(tasks), f"only {len(hits)} of {len(tasks)} kills hit"
     assert sum(outcome.there for outcome in hits) > len(hits) / 3
     points_hit = {(outcome.task.point, outcome.task.child) for outcome in hits}
-    children = f" ({len(walks[True])} of them in the init script's process before its execve)" if True in walks else ""
+    children = (
+        f" ({len(walks[True])} of them in the init script's process before its execve)"
+        if True in walks
+        else ""
+    )
     stops = sum(not outcome.task.restart for outcome in hits)
     figure(
         1,
@@ -133,9 +145,16 @@ def test_kill_at_every_syscall_before_the_first_effect(
         prepare(world, verb)
         before = world.left()
         for point in batch:
-            inject = ["-e", f"trace={point.name}", "-e", f"inject={point.name}:signal=KILL:when={point.count}"]
+            inject = [
+                "-e",
+                f"trace={point.name}",
+                "-e",
+                f"inject={point.name}:signal=KILL:when={point.count}",
+            ]
             status, trace = struck(world, verb, inject)
-            assert status == -signal.SIGKILL, f"{verb} lived on after {point}: status {status}, {trace}"
+            assert status == -signal.SIGKILL, (
+                f"{verb} lived on after {point}: status {status}, {trace}"
+            )
         assert world.left() == before, f"one of {batch} changed something"
         if verb == "start":
             assert not before

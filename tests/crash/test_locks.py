@@ -46,11 +46,15 @@ def test_two_instances_never_share_an_image(
             loops = kernelview.loops_over(disk)
             places = [m.target for m in kernelview.mount_table().values() if m.source in loops]
             assert len(loops) == 1, f"{loops} over one image, {answers}"
-            (winner,) = [name for name, answer in answers.items() if not isinstance(answer, at_once.Failed)]
+            (winner,) = [
+                name for name, answer in answers.items() if not isinstance(answer, at_once.Failed)
+            ]
             (loser,) = set(names) - {winner}
             assert places == [os.fsencode(run_dir / winner / "root")], f"{places}, {answers}"
             assert answers[winner] == "mounted"
-            assert answers[loser].kind == "DiskError" and f"instance {winner}" in answers[loser].brief, answers
+            assert (
+                answers[loser].kind == "DiskError" and f"instance {winner}" in answers[loser].brief
+            ), answers
             runtime = _own_runtime(run_dir, config_dir)
             runtime.stop(winner)
             for name in names:
@@ -138,14 +142,14 @@ def test_a_cleanup_and_a_start_leave_no_mount_without_an_owner(
 
 
 def _record(run_dir: Path) -> dict[str, object]:
-    return dict(json.loads((run_dir / "web1/intent.json").read_text()))
+    return dict(json.loads((run_dir / "web1/record.json").read_text()))
 
 
 def _look(runtime: chrootfw.Runtime, run_dir: Path) -> bool:
     """Whether it is mounted; fails if it was so all the time, and had no record or was called absent."""
     root = run_dir / "web1/root"
     before = kernelview.mount_on(root)
-    recorded = (run_dir / "web1/intent.json").exists()
+    recorded = (run_dir / "web1/record.json").exists()
     answers = {info.name: str(info.state) for info in runtime.list()}
     after = kernelview.mount_on(root)
     if before is None or after is None or before.id != after.id:

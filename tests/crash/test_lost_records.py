@@ -28,7 +28,13 @@ _VALUES: list[Any] = [
 
 def _paths(value: Any, here: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     yield here
-    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    inside = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for key, each in inside:
         yield from _paths(each, (*here, key))
 
@@ -77,7 +83,7 @@ def _replace(record: Path, by: bytes | Callable[[Path], object] | None) -> None:
 ODD: tuple[bytes | Callable[[Path], object] | None, ...] = (
     None, b"", b"\0" * 4096, b"[" * 100_000, b"{}", b"null", b'"x"', b"\xff\xfe", b'{"version": 1}', b'{"version": 2}',
     lambda path: path.mkdir(), lambda path: os.mkfifo(path, 0o600), lambda path: path.symlink_to("/etc/passwd"),
-    lambda path: path.symlink_to("intent.json"), lambda path: (path.write_bytes(b"{}"), path.chmod(0o666)),
+    lambda path: path.symlink_to("record.json"), lambda path: (path.write_bytes(b"{}"), path.chmod(0o666)),
 )  # fmt: skip
 
 
@@ -94,11 +100,13 @@ def test_records_lost_damaged_and_forged(
     count = 1000 if whole else 48
     dice = random.Random(f"{state} {count}")
     web1 = make_chroot(disk=image(), grace=0.2)
-    record = run_dir / "web1/intent.json"
+    record = run_dir / "web1/record.json"
 
     def begin() -> bytes:
         chrootfw.Runtime(run_dir=run_dir, config_dir=runtime.config_dir).start(
-            chrootfw.Instance("web1", disk=str(web1.disk), init_script=None) if state == "mounted" else "web1"
+            chrootfw.Instance("web1", disk=str(web1.disk), init_script=None)
+            if state == "mounted"
+            else "web1"
         )
         return record.read_bytes()
 
@@ -125,7 +133,9 @@ def test_records_lost_damaged_and_forged(
             # A name in its place that is not ours to remove, or a newer one's: said, and the instance is intact or gone.
             assert str(error), what
             refused += 1
-            _replace(record, good if web1.root.exists() and kernelview.mount_on(web1.root) else None)
+            _replace(
+                record, good if web1.root.exists() and kernelview.mount_on(web1.root) else None
+            )
             runtime.stop("web1", force=True)
         assert web1.is_gone(), what
         assert not kernelview.mounts_below(web1.root), what
@@ -174,16 +184,18 @@ def test_after_a_reboot(
                 if not whole and (verb, phase, leftover) not in _SAMPLE:
                     continue
                 web1.start()
-                kept = (cli.run_dir / "web1/intent.json").read_text()
+                kept = (cli.run_dir / "web1/record.json").read_text()
                 web1.stop(force=True)
                 if phase is not None:
                     web1.root.mkdir(parents=True)
                     value = {**json.loads(kept.replace(boot, str(uuid.uuid4()))), "phase": phase}
-                    (cli.run_dir / "web1/intent.json").write_text(json.dumps(value))
-                    (cli.run_dir / "web1/intent.json").chmod(0o600)
+                    (cli.run_dir / "web1/record.json").write_text(json.dumps(value))
+                    (cli.run_dir / "web1/record.json").chmod(0o600)
                 if leftover:
                     (home / "web1@7").mkdir(parents=True)
-                assert [(info.name, info.state) for info in web1.runtime.list()] == [("web1", "absent")]
+                assert [(info.name, info.state) for info in web1.runtime.list()] == [
+                    ("web1", "absent")
+                ]
                 web1.cli(verb, expect=1 if verb == "reboot" else 0)
                 assert web1.state == ("running" if verb == "start" else "absent")
                 web1.cli("stop")

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from chrootfw.errors import InputError
-from chrootfw.inventory import _lines_by_instance
+from chrootfw.linux import mountinfo
 from chrootfw.planning.paths import check_name
-from chrootfw.system import mounts
+from chrootfw.state.snapshot import lines_by_instance
 
 _BATCH = 1000
 
@@ -67,11 +67,19 @@ class _Line:
         self.dev = dice.randrange(1 << 12), dice.randrange(1 << 20)
         self.root, self.target = _path(dice), _path(dice)
         self.options = dice.choice([b"rw", b"ro,nosuid", b"rw,relatime,noexec"])
-        tags = [b"shared:%d" % dice.randrange(1 << 31), b"master:7", b"propagate_from:3", b"unbindable"]
+        tags = [
+            b"shared:%d" % dice.randrange(1 << 31),
+            b"master:7",
+            b"propagate_from:3",
+            b"unbindable",
+        ]
         self.optional = tuple(dice.sample(tags, dice.randint(0, 3)))
         self.fstype = dice.choice([b"ext4", b"tmpfs", b"fuse.x", b"nfs4", b"cgroup2"])
         self.source = (
-            dice.choice([b"/dev/loop0", b"none", b"tmpfs", _path(dice), _name(dice).replace(b"#", b"")]) or b"none"
+            dice.choice(
+                [b"/dev/loop0", b"none", b"tmpfs", _path(dice), _name(dice).replace(b"#", b"")]
+            )
+            or b"none"
         )
         self.text = b" ".join(
             [
@@ -94,7 +102,10 @@ class _Libmount:
         self.lib.mnt_fs_get_devno.restype = ctypes.c_uint64
 
     def parse(self, file: Path) -> list[tuple[object, ...]]:
-        table, step = ctypes.c_void_p(self.lib.mnt_new_table()), ctypes.c_void_p(self.lib.mnt_new_iter(0))
+        table, step = (
+            ctypes.c_void_p(self.lib.mnt_new_table()),
+            ctypes.c_void_p(self.lib.mnt_new_iter(0)),
+        )
         assert self.lib.mnt_table_parse_file(table, os.fsencode(file)) == 0
         found, fs = [], ctypes.c_void_p()
         while self.lib.mnt_table_next_fs(table, step, ctypes.byref(fs)) == 0:
@@ -111,7 +122,9 @@ class _Libmount:
         return found
 
 
-def test_valid_lines_say_what_libmount_says(tmp_path: Path, whole: bool, figure: Callable[[int, str], None]) -> None:
+def test_valid_lines_say_what_libmount_says(
+    tmp_path: Path, whole: bool, figure: Callable[[int, str], None]
+) -> None:
     count = 500_000 if whole else 25_000
     dice = random.Random(5)
     libmount = _Libmount()
@@ -121,7 +134,7 @@ def test_valid_lines_say_what_libmount_says(tmp_path: Path, whole: bool, figure:
         lines = [_Line(dice) for _ in range(_BATCH)]
         raw = b"".join(line.text + b"\n" for line in lines)
         file.write_bytes(raw)
-        entries = mounts.parse(raw)
+        entries = mountinfo.parse(raw)
         theirs = libmount.parse(file)
         assert len(entries) == len(theirs) == _BATCH
         for line, entry, their in zip(lines, entries, theirs, strict=True):
@@ -138,11 +151,15 @@ def test_valid_lines_say_what_libmount_says(tmp_path: Path, whole: bool, figure:
             agreed += 1
         for name in ("web1", "web10"):
             top = b"/run/chrootfw/" + name.encode()
-            below = {line.id for line in lines if line.target == top or line.target.startswith(top + b"/")}
-            assert {entry.id for entry in mounts.select(raw, top)} == below
+            below = {
+                line.id
+                for line in lines
+                if line.target == top or line.target.startswith(top + b"/")
+            }
+            assert {entry.id for entry in mountinfo.select(raw, top)} == below
             matched += len(below)
-        for name, texts in _lines_by_instance(raw, "/run/chrootfw").items():
-            for entry in map(mounts.parse_line, texts):
+        for name, texts in lines_by_instance(raw, "/run/chrootfw").items():
+            for entry in map(mountinfo.parse_line, texts):
                 wanted_parts = entry.mount_point.split(b"/")
                 assert wanted_parts[:3] == [b"", b"run", b"chrootfw"], entry
                 assert os.fsdecode(wanted_parts[3]) == name, entry
@@ -154,7 +171,9 @@ def test_valid_lines_say_what_libmount_says(tmp_path: Path, whole: bool, figure:
     )
 
 
-def test_rubbish_is_refused_or_matches_nothing_wrong(whole: bool, figure: Callable[[int, str], None]) -> None:
+def test_rubbish_is_refused_or_matches_nothing_wrong(
+    whole: bool, figure: Callable[[int, str], None]
+) -> None:
     count = 700_000 if whole else 30_000
     dice = random.Random(6)
     top = b"/run/chrootfw/web1"
@@ -176,7 +195,7 @@ def test_rubbish_is_refused_or_matches_nothing_wrong(whole: bool, figure: Callab
                 line[place:] = b""
         raw = bytes(line).replace(b"\n", b"")
         try:
-            entry = mounts.parse_line(raw)
+            entry = mountinfo.parse_line(raw)
         except (ValueError, IndexError, OverflowError) as error:
             assert isinstance(error, ValueError), (raw, error)
             refused += 1
@@ -190,7 +209,7 @@ def test_rubbish_is_refused_or_matches_nothing_wrong(whole: bool, figure: Callab
             ), raw
             parsed += 1
         try:
-            found = mounts.select(raw, top)
+            found = mountinfo.select(raw, top)
         except ValueError:
             continue
         for entry in found:
@@ -201,13 +220,30 @@ def test_rubbish_is_refused_or_matches_nothing_wrong(whole: bool, figure: Callab
     )
 
 
-_FIRST, _REST = frozenset(string.ascii_letters + string.digits), frozenset(string.ascii_letters + string.digits + "._-")
+_FIRST, _REST = (
+    frozenset(string.ascii_letters + string.digits),
+    frozenset(string.ascii_letters + string.digits + "._-"),
+)
 
 
 def test_names(whole: bool, figure: Callable[[int, str], None]) -> None:
     count = 300_000 if whole else 20_000
     dice = random.Random(7)
-    alphabet = [*sorted(_REST), "\n", "\r", " ", "/", "\0", "@", "\u2028", "é", "１", "\udc80", "ſ", "K"]
+    alphabet = [
+        *sorted(_REST),
+        "\n",
+        "\r",
+        " ",
+        "/",
+        "\0",
+        "@",
+        "\u2028",
+        "é",
+        "１",
+        "\udc80",
+        "ſ",
+        "K",
+    ]
     accepted = 0
     for number in range(count):
         text = "".join(

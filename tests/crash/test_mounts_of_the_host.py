@@ -59,7 +59,9 @@ def test_the_mounts_of_the_host_are_unchanged(
                     continue
                 name = f"web{disk[0]}{number}"
                 chroot = make_chroot(
-                    name, **({"disk": image(name=name)} if disk == "image" else {}), binds=[f"{data}:/data"]
+                    name,
+                    **({"disk": image(name=name)} if disk == "image" else {}),
+                    binds=[f"{data}:/data"],
                 )
                 _write_deed(chroot, deed, disk)
                 before = _host(run_dir)
@@ -73,7 +75,9 @@ def test_the_mounts_of_the_host_are_unchanged(
                 acted += kernelview.mounts_below(chroot.root) != inside
                 during = _host(run_dir)
                 assert during == before, (what, _difference(before, during))
-                assert (data / "witness").read_text() == (data / "sub/witness").read_text() == "here\n", what
+                assert (
+                    (data / "witness").read_text() == (data / "sub/witness").read_text() == "here\n"
+                ), what
                 (data / "written").touch()  # not read-only either
                 (data / "written").unlink()
                 chroot.cli("stop", "--force")
@@ -116,10 +120,14 @@ def _host(run_dir: Path) -> list[bytes]:
 
 
 def _difference(before: list[bytes], now: list[bytes]) -> list[bytes]:
-    return [b"- " + line for line in before if line not in now] + [b"+ " + line for line in now if line not in before]
+    return [b"- " + line for line in before if line not in now] + [
+        b"+ " + line for line in now if line not in before
+    ]
 
 
-def test_the_oracle_sees_every_change(mounted: Callable[..., Path], tmp_path: Path, run_dir: Path) -> None:
+def test_the_oracle_sees_every_change(
+    mounted: Callable[..., Path], tmp_path: Path, run_dir: Path
+) -> None:
     before = _host(run_dir)
     place = mounted(tmp_path / "seen", "-t", "tmpfs", "tmpfs")
     assert len(_difference(before, _host(run_dir))) == 1

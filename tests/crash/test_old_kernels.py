@@ -16,10 +16,12 @@ _TREE = Path(__file__).resolve().parent.parent.parent
 SAMPLE = ("tests/real/test_old_kernel.py", "tests/real/test_hostile.py", "tests/real/test_leaks.py")
 
 
-def test_the_real_tests_on_an_old_kernel(whole: bool, figure: Callable[[int, str], None], tmp_path: Path) -> None:
+def test_the_real_tests_on_an_old_kernel(
+    whole: bool, figure: Callable[[int, str], None], tmp_path: Path
+) -> None:
     chosen = ("tests/real",) if whole else SAMPLE
     command = [
-        sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--kernel=5.14", f"--basetemp={tmp_path}/real",
+        sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--kernel=5.14", f"--basetemp={tmp_path}/real",
         *chosen,
     ]  # fmt: skip
     began = time.monotonic()
@@ -28,10 +30,15 @@ def test_the_real_tests_on_an_old_kernel(whole: bool, figure: Callable[[int, str
         env={**os.environ, "PYTEST_ADDOPTS": ""},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    counted = dict((what, int(number)) for number, what in re.findall(r"(\d+) (\w+)", done.stdout.splitlines()[-1]))
+    counted = dict(
+        (what, int(number))
+        for number, what in re.findall(r"(\d+) (\w+)", done.stdout.splitlines()[-1])
+    )
     passed = counted.pop("passed")
     counted.pop("warnings", None)
-    assert not any(counted.get(what) for what in ("failed", "error", "errors", "skipped", "xfailed")), done.stdout
+    assert not any(
+        counted.get(what) for what in ("failed", "error", "errors", "skipped", "xfailed")
+    ), done.stdout
     which = "all real tests" if whole else f"real tests of {len(SAMPLE)} files"
     figure(
         16,

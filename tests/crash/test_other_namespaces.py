@@ -44,17 +44,28 @@ def test_from_outside_and_from_inside(
         for kind, arguments in SPACES.items():
             if not whole and (disk, propagation, kind.partition(",")[0]) not in _SAMPLE:
                 continue
-            keeper = outside("unshare", *arguments, "sh", "-c", "echo $$; exec sleep 3600", stdout=subprocess.PIPE)
+            keeper = outside(
+                "unshare",
+                *arguments,
+                "sh",
+                "-c",
+                "echo $$; exec sleep 3600",
+                stdout=subprocess.PIPE,
+            )
             assert keeper.stdout is not None
             keeper.stdout.readline()
             # With --fork the namespaces are those of the child.
             target = _child_of(keeper.pid) if "--fork" in arguments else keeper.pid
             there = ["nsenter", f"--mount=/proc/{target}/ns/mnt"]
             for starts, other in (([], there), (there, [])):
-                hears = propagation == "shared" and ("shared" in kind or ("slave" in kind and not starts))
+                hears = propagation == "shared" and (
+                    "shared" in kind or ("slave" in kind and not starts)
+                )
                 cli("start", "web1", prefix=starts)
                 (own,) = (
-                    p for p in cli.json("ps", "web1", prefix=starts)["processes"] if p["why"] in ("cgroup", "root")
+                    p
+                    for p in cli.json("ps", "web1", prefix=starts)["processes"]
+                    if p["why"] in ("cgroup", "root")
                 )
                 for prefix in (starts, other):
                     (listed,) = cli.json("list", prefix=prefix)["instances"]
@@ -66,12 +77,24 @@ def test_from_outside_and_from_inside(
                     (listed,) = cli.json("list", prefix=other)["instances"]
                     assert str(_namespace(starts, target)) in listed["namespace"], (kind, listed)
                     for verb in (
-                        ("start", "stop", "stop --force", "cleanup", "reboot") if whole else ("start", "stop --force")
+                        ("start", "stop", "stop --force", "cleanup", "reboot")
+                        if whole
+                        else ("start", "stop --force")
                     ):
                         first, *more = verb.split()
-                        cli(first, "web1", *more, prefix=other, expect=1, says=["web1", "namespace"])
+                        cli(
+                            first, "web1", *more, prefix=other, expect=1, says=["web1", "namespace"]
+                        )
                         asked += 1
-                    cli("exec", "web1", "--", "/bin/true", prefix=other, expect=125, says=["web1", "namespace"])
+                    cli(
+                        "exec",
+                        "web1",
+                        "--",
+                        "/bin/true",
+                        prefix=other,
+                        expect=125,
+                        says=["web1", "namespace"],
+                    )
                     assert len(_roots_in(other, target, web1.root)) == 0, kind
                 assert kernelview.is_running(own["pid"])
                 assert len(_roots_in(starts, target, web1.root)) == 1, kind
@@ -84,7 +107,9 @@ def test_from_outside_and_from_inside(
                     (listed,) = cli.json("list", prefix=prefix)["instances"]
                     assert listed["state"] == "absent", (kind, prefix, listed)
                 if disk == "image":
-                    kernelview.wait_until(lambda: not kernelview.loops_over(web1.disk), "the image is free")
+                    kernelview.wait_until(
+                        lambda: not kernelview.loops_over(web1.disk), "the image is free"
+                    )
                     roots.check_image(web1.disk, "ext4")
                 lives += 1
             keeper.kill()
@@ -92,7 +117,7 @@ def test_from_outside_and_from_inside(
     figure(
         19,
         f"{lives} lives of an instance ({disk}) in or beside another mount namespace: {asked} of {asked} answers from "
-        "the other side told where it lives; mounted once each time",
+        "the other side named where it runs; mounted once each time",
     )
 
 

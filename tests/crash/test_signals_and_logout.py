@@ -19,11 +19,11 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: Runs a verb, and sends itself a signal when the step of a given number begins.
 STAGED = """
 import os, signal, sys
-from chrootfw import cli, runtime
+from chrootfw.cli import main as cli; from chrootfw import runtime
 
 number, signals, *argv = sys.argv[1:]
 steps = 0
-before = runtime.Runtime._tell
+before = runtime.Runtime._report
 
 def tell(self, event):
     global steps
@@ -34,7 +34,7 @@ def tell(self, event):
             for _ in range(int(signals.partition("x")[2])):
                 os.kill(os.getpid(), int(signals.partition("x")[0]))
 
-runtime.Runtime._tell = tell
+runtime.Runtime._report = tell
 sys.argv = ["chrootfw", *argv]
 sys.exit(cli.main())
 """
@@ -47,7 +47,9 @@ def test_signals_at_every_step(
     whole: bool,
     figure: Callable[[int, str], None],
 ) -> None:
-    web1 = make_chroot(disk=image(init=roots.script(roots.DAEMON, "true")), binds=["/etc:/mnt"], grace=0.2)
+    web1 = make_chroot(
+        disk=image(init=roots.script(roots.DAEMON, "true")), binds=["/etc:/mnt"], grace=0.2
+    )
     before = kernelview.mount_table()
     sent = 0
     steps: dict[str, int] = {}
@@ -57,12 +59,27 @@ def test_signals_at_every_step(
             number += 1
             # In a sample one of the six ways at every third step.
             ways = [(signum, times) for times in (1, 2) for signum in SIGNALS]
-            for signum, times in ways if whole else [ways[number // 3 % len(ways)]] if number % 3 == 1 else []:
+            for signum, times in (
+                ways if whole else [ways[number // 3 % len(ways)]] if number % 3 == 1 else []
+            ):
                 if verb != "start":
                     web1.start()
-                command = [sys.executable, "-c", STAGED, str(number), f"{int(signum)}x{times}", verb, "web1"]
+                command = [
+                    sys.executable,
+                    "-c",
+                    STAGED,
+                    str(number),
+                    f"{int(signum)}x{times}",
+                    verb,
+                    "web1",
+                ]
                 done = subprocess.run(
-                    command, env=cli.environment(), capture_output=True, text=True, check=False, timeout=120
+                    command,
+                    env=cli.environment(),
+                    capture_output=True,
+                    text=True,
+                    check=False,
+                    timeout=120,
                 )
                 what = (verb, number, signum.name, times, done.returncode, done.stderr)
                 assert "Traceback" not in done.stderr, what
@@ -76,7 +93,9 @@ def test_signals_at_every_step(
                         assert signum.name in done.stderr, what
                 elif done.returncode:
                     assert signum.name in done.stderr, what
-                    assert verb == "reboot" or "remain" in done.stderr or web1.state == "absent", what
+                    assert verb == "reboot" or "remain" in done.stderr or web1.state == "absent", (
+                        what
+                    )
                 elif verb == "stop":
                     assert web1.state == "absent", what
                 else:
@@ -141,7 +160,10 @@ def test_a_logout_ends_no_instance(
             tty = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()[4]
             assert tty == "0", "it has the terminal"
         web1.cli("stop")
-    figure(17, f"{rounds} of {rounds} logouts (terminal closed, HUP to the session): the instance lives on")
+    figure(
+        17,
+        f"{rounds} of {rounds} logouts (terminal closed, HUP to the session): the instance runs on",
+    )
 
 
 def test_the_unit_that_started_it_is_stopped(
@@ -156,7 +178,9 @@ def test_the_unit_that_started_it_is_stopped(
         unit.mkdir()
         try:
             command = f"echo $$ > {unit}/cgroup.procs; {sys.executable} -m chrootfw start web1; echo; exec sleep 3600"
-            shell = subprocess.Popen(["sh", "-c", command], env=cli.environment(), stdout=subprocess.PIPE)
+            shell = subprocess.Popen(
+                ["sh", "-c", command], env=cli.environment(), stdout=subprocess.PIPE
+            )
             assert shell.stdout is not None
             shell.stdout.readline()
             own = web1.pids()
@@ -167,7 +191,9 @@ def test_the_unit_that_started_it_is_stopped(
             os.close(fd)
             assert shell.wait(60) == -signal.SIGKILL
             shell.stdout.close()
-            kernelview.wait_until(lambda: "populated 0" in (unit / "cgroup.events").read_text(), "the unit is empty")
+            kernelview.wait_until(
+                lambda: "populated 0" in (unit / "cgroup.events").read_text(), "the unit is empty"
+            )
             assert web1.pids() == own
             assert all(kernelview.is_running(each) for each in own)
         finally:
@@ -176,5 +202,5 @@ def test_the_unit_that_started_it_is_stopped(
         assert web1.is_gone()
     figure(
         17,
-        f"{rounds} of {rounds} times everything in the cgroup of the starter killed: the instance lives on in its own",
+        f"{rounds} of {rounds} times everything in the cgroup of the starter killed: the instance runs on in its own",
     )

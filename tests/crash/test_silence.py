@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,46 +13,21 @@ import driving
 import kernelview
 import pytest
 import roots
+from fuse_server import Fuse
 
-from chrootfw.system import children, loops
+from chrootfw.linux import child, loop
 
-SERVER = str(Path(__file__).with_name("silent_fuse.py"))
 MakeChroot = Callable[..., driving.Chroot]
 
 #: Seconds for a disk to answer in these tests, and how long a command may take besides: nothing else waits.
 PATIENCE, BESIDES = 1.0, 25.0
 
 
-class Fuse:
-    """The server of ``silent_fuse.py``, and where it shows its directory."""
-
-    def __init__(self, source: Path, place: Path) -> None:
-        self.place = place
-        place.mkdir()
-        self.process = subprocess.Popen(
-            [sys.executable, SERVER, str(source), str(place)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        self._hears("ready")
-
-    def fall_silent(self) -> None:
-        self._say("silent", "silent")
-
-    def speak(self) -> None:
-        self._say("speak", "speaks")
-
-    def end(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-    def _say(self, word: str, answer: str) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(word + "\n")
-        self.process.stdin.flush()
-        self._hears(answer)
-
-    def _hears(self, word: str) -> None:
-        assert self.process.stdout is not None
-        assert self.process.stdout.readline().strip() == word
+def _unmounted(place: Path) -> bool:
+    return (
+        not kernelview.mounts_below(place)
+        or subprocess.run(["umount", str(place)], check=False).returncode == 0
+    )
 
 
 @pytest.fixture
@@ -60,8 +35,8 @@ def fuse(tmp_path: Path) -> Iterator[Callable[[Path], Fuse]]:
     """A factory: ``fuse(directory)`` shows it through a server of its own."""
     made: list[Fuse] = []
 
-    def make(source: Path) -> Fuse:
-        made.append(Fuse(source, tmp_path / f"fuse{len(made)}"))
+    def make(source: Path, place: Path | None = None, *options: str) -> Fuse:
+        made.append(Fuse(source, place or tmp_path / f"fuse{len(made)}", *options))
         return made[-1]
 
     yield make
@@ -70,7 +45,12 @@ def fuse(tmp_path: Path) -> Iterator[Callable[[Path], Fuse]]:
         for stream in (each.process.stdin, each.process.stdout):
             assert stream is not None
             stream.close()
-        subprocess.run(["umount", str(each.place)], check=False)  # leaks tells, should it be in use
+        with contextlib.suppress(TimeoutError):  # leaks reports it, should it stay in use
+            kernelview.wait_until(
+                lambda place=each.place: _unmounted(place),
+                "its last user, which has its answer, is gone",
+                seconds=10,
+            )
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +73,9 @@ def in_time(cli: driving.Cli, done: list[str]) -> Callable[..., driving.Result]:
     return run
 
 
-def image_behind(fuse: Callable[[Path], Fuse], image: Callable[..., Path], tmp_path: Path) -> tuple[Fuse, Path]:
+def image_behind(
+    fuse: Callable[[Path], Fuse], image: Callable[..., Path], tmp_path: Path
+) -> tuple[Fuse, Path]:
     """An image file that only a server can reach."""
     store = tmp_path / "store"
     store.mkdir()
@@ -103,14 +85,24 @@ def image_behind(fuse: Callable[[Path], Fuse], image: Callable[..., Path], tmp_p
 
 
 def test_a_silent_bind_hinders_nobody(
-    make_chroot: MakeChroot, fuse: Callable[[Path], Fuse], in_time: Callable[..., driving.Result], tmp_path: Path
+    make_chroot: MakeChroot,
+    fuse: Callable[[Path], Fuse],
+    in_time: Callable[..., driving.Result],
+    tmp_path: Path,
 ) -> None:
     (tmp_path / "data").mkdir()
     server = fuse(tmp_path / "data")
     web1 = make_chroot(binds=[f"{server.place}:/mnt"], disk_timeout=PATIENCE)
     web1.start()
     server.fall_silent()
-    for argv in (["list"], ["info", "web1"], ["ps", "web1"], ["node"], ["verify"], ["plan", "stop", "web1"]):
+    for argv in (
+        ["list"],
+        ["info", "web1"],
+        ["ps", "web1"],
+        ["node"],
+        ["verify"],
+        ["plan", "stop", "web1"],
+    ):
         in_time(*argv)
     in_time("exec", "web1", "--", "/bin/true")
     in_time("reboot", "web1", expect=1)  # the bind cannot be made again
@@ -119,6 +111,79 @@ def test_a_silent_bind_hinders_nobody(
     refused = in_time("start", "web1", expect=1, says=[str(server.place), "does not answer"])
     assert "chrootfw's own" in refused.stderr
     in_time("list")
+    assert web1.is_gone()
+
+
+@pytest.fixture
+def settings(
+    make_chroot: MakeChroot, fuse: Callable[[Path], Fuse], tmp_path: Path
+) -> tuple[driving.Chroot, Fuse]:
+    """An instance, and the server of its environment file."""
+    (tmp_path / "settings").mkdir()
+    (tmp_path / "settings/env").write_text("A=b\n")
+    server = fuse(tmp_path / "settings")
+    return make_chroot(environment_file=f"{server.place}/env", disk_timeout=PATIENCE), server
+
+
+def test_a_silent_environment_file(
+    settings: tuple[driving.Chroot, Fuse], in_time: Callable[..., driving.Result]
+) -> None:
+    web1, server = settings
+    server.fall_silent()
+    refused = in_time("start", "web1", expect=(1, 2), says=["environment file", "no answer"])
+    assert "chrootfw's own" in refused.stderr
+    assert web1.is_gone()
+
+
+def test_an_environment_file_that_falls_silent_when_it_is_read_again(
+    settings: tuple[driving.Chroot, Fuse], in_time: Callable[..., driving.Result]
+) -> None:
+    web1, server = settings
+    server.fall_silent_when_opened_again()
+    in_time("start", "web1", expect=(0, 1, 2))
+    server.speak()
+    in_time("stop", "web1")
+    assert web1.is_gone()
+
+
+def test_a_silent_disk_whose_mounts_are_brought_along(
+    make_chroot: MakeChroot,
+    fuse: Callable[[Path], Fuse],
+    in_time: Callable[..., driving.Result],
+    make_root: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "store").mkdir()
+    make_root().rename(tmp_path / "store/root")
+    server = fuse(tmp_path / "store")
+    web1 = make_chroot(disk=server.place / "root", mount_options=["rbind"], disk_timeout=PATIENCE)
+    server.fall_silent()
+    in_time("start", "web1", expect=1, says=["does not answer"])
+    in_time("plan", "start", "web1", expect=(0, 1))
+    server.speak()
+    assert web1.is_gone()
+
+
+def test_a_silent_directory_above_a_mount_that_is_brought_along(
+    make_chroot: MakeChroot,
+    fuse: Callable[[Path], Fuse],
+    in_time: Callable[..., driving.Result],
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "store/root").mkdir(parents=True)
+    server = fuse(tmp_path / "store")
+    data = server.place / "root"
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(data)], check=True)
+    (data / "more").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(data / "more")], check=True)
+    web1 = make_chroot(binds=[f"{data}:/mnt:rbind"], disk_timeout=PATIENCE)
+    try:
+        server.fall_silent()
+        in_time("start", "web1", expect=(0, 1))
+        in_time("stop", "web1")
+    finally:
+        server.speak()
+        subprocess.run(["umount", str(data / "more"), str(data)], check=True)
     assert web1.is_gone()
 
 
@@ -189,7 +254,9 @@ def test_a_root_whose_server_falls_silent_while_it_runs(
     held = in_time("stop", "web1", "--timeout", "1", expect=(1, 4))
     assert "chrootfw's own" in held.stderr or "state D" in held.stderr
     server.speak()
-    kernelview.wait_until(lambda: in_time("stop", "web1", expect=(0, 1, 4)).status == 0, "it can be stopped")
+    kernelview.wait_until(
+        lambda: in_time("stop", "web1", expect=(0, 1, 4)).status == 0, "it can be stopped"
+    )
     assert web1.is_gone()
 
 
@@ -212,11 +279,15 @@ def test_a_process_that_no_signal_ends(
     else:
         pid = outside("sh", "-c", reads, cwd=web1.root).pid
     wchan = Path(f"/proc/{pid}/wchan")
-    kernelview.wait_until(lambda: wchan.read_text().startswith("request_wait"), "it waits for the server")
+    kernelview.wait_until(
+        lambda: wchan.read_text().startswith("request_wait"), "it waits for the server"
+    )
     for argv in (["list"], ["info", "web1"], ["ps", "web1"], ["verify"]):
         in_time(*argv)
     more = ["--kill-holders"] if whose == "holder" else []
-    left = in_time("stop", "web1", "--timeout", "0.2", *more, expect=1 if whose == "own" else (1, 4))
+    left = in_time(
+        "stop", "web1", "--timeout", "0.2", *more, expect=1 if whose == "own" else (1, 4)
+    )
     assert str(pid) in left.stderr
     assert whose == "holder" or "state D" in left.stderr
     in_time("list")
@@ -231,24 +302,33 @@ def test_a_silent_file_below_a_loop_device_keeps_no_answer_of_others_away(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Where all are asked by one child, and it is kept by the one in the middle."""
-    monkeypatch.setattr(loops, "_FEW", 0)
+    monkeypatch.setattr(loop, "_FEW", 0)
     server, disk = image_behind(fuse, image, tmp_path)
     files = [image(name="one"), disk, image(name="two")]
     known = {(file.stat().st_dev, file.stat().st_ino): str(file) for file in files}
     devices = {attach(file): str(file) for file in files}
     server.fall_silent()
     for _ in range(2):  # and again while it is remembered, and not asked
-        assert {device: file for device, file in loops.over(known).items() if device in devices} == devices
-        assert len(children._left) == 1
+        assert {
+            device: file
+            for device, file in loop.find_loop_devices(known).items()
+            if device in devices
+        } == devices
+        assert len(child._left) == 1
     server.speak()
     kernelview.wait_until(
-        lambda: children.reap() or not children._left, "the children that were left behind have their answer"
+        lambda: child.reap() or not child._left,
+        "the children that were left behind have their answer",
     )
 
 
-def test_an_init_script_that_never_ends(make_chroot: MakeChroot, in_time: Callable[..., driving.Result]) -> None:
+def test_an_init_script_that_never_ends(
+    make_chroot: MakeChroot, in_time: Callable[..., driving.Result]
+) -> None:
     hangs = "while :; do sleep 3600; done"
-    web1 = make_chroot(init=roots.script(start=hangs, stop=hangs), start_timeout=0.5, stop_script_timeout=0.5)
+    web1 = make_chroot(
+        init=roots.script(start=hangs, stop=hangs), start_timeout=0.5, stop_script_timeout=0.5
+    )
     in_time("start", "web1", expect=1, says=["web1", "0.5 s"])
     assert web1.is_gone()
     web1.write_init(roots.script(stop=hangs))
@@ -265,3 +345,19 @@ def test_the_figure(done: list[str], figure: Callable[[int, str], None]) -> None
         f"{len(done)} of {len(done)} commands ({', '.join(verbs)}) came back in time beside a silent FUSE server under a bind, "
         "a root directory and an image, processes in state D, and init scripts that never end",
     )
+
+
+def test_a_users_own_file_system_inside_is_unmounted(
+    make_chroot: MakeChroot, fuse: Callable[..., Fuse], tmp_path: Path
+) -> None:
+    """FUSE without allow_other answers everybody but that user with EACCES, the root user too."""
+    web1 = make_chroot()
+    web1.start()
+    before = kernelview.mounts_below(web1.root)
+    fuse(tmp_path, web1.root / "srv/of-a-user", "user_id=65534,group_id=65534")
+    with pytest.raises(PermissionError):
+        (web1.root / "srv/of-a-user").stat()
+    assert len(kernelview.mounts_below(web1.root)) == len(before) + 1
+    web1.cli("stop")
+    assert web1.is_gone()
+    assert web1.state == "absent"

@@ -25,7 +25,9 @@ import chrootfw
 _MNT_DETACH = 2
 
 #: Two daemons, and one that makes processes without end: their pids are strangers' a moment later.
-_RESTLESS = roots.script("/bin/sleep 3600 & /bin/sleep 3600 & (while :; do /bin/true; done) & exit 0", "true")
+_RESTLESS = roots.script(
+    "/bin/sleep 3600 & /bin/sleep 3600 & (while :; do /bin/true; done) & exit 0", "true"
+)
 
 #: Notes every signal that it gets, and lives on.
 _RECORDER = '(for s in 1 2 3 10 12 14 15 18; do trap "echo $s >> /var/signals" $s; done; sleep 36000 & while :; do wait; done) &'
@@ -43,7 +45,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class Manager:
     """One of those that start and stop, in the world. ``outsider`` joins a cgroup from outside the world."""
 
-    def __init__(self, number: int, place: Path, stops: int, seconds: float, outsider: at_once.Worker) -> None:
+    def __init__(
+        self, number: int, place: Path, stops: int, seconds: float, outsider: at_once.Worker
+    ) -> None:
         """It makes so many stops, or fewer when the time is over: each scene once at least."""
         self.number = number
         self.stops = stops
@@ -61,7 +65,9 @@ class Manager:
     def __call__(self, init: socket.socket) -> dict[str, Any]:
         """Inside the world."""
         self.init = init
-        self.runtime = chrootfw.Runtime(run_dir=str(self.run_dir), config_dir=str(self.run_dir), lock_timeout=60)
+        self.runtime = chrootfw.Runtime(
+            run_dir=str(self.run_dir), config_dir=str(self.run_dir), lock_timeout=60
+        )
         self.proof = Proof(self.run_dir)
         dice = random.Random(self.number)
         beside = pid_world.Recorder(process_group=os.getpgrp(), cwd="/")
@@ -69,14 +75,21 @@ class Manager:
         neighbours = self._pids("web10")
         assert len(neighbours) == 2
         end = time.monotonic() + self.seconds
-        more = (dice.choices(list(_SCENES), list(_SCENES.values()))[0] for _ in range(self.stops - len(_SCENES)))
+        more = (
+            dice.choices(list(_SCENES), list(_SCENES.values()))[0]
+            for _ in range(self.stops - len(_SCENES))
+        )
         for scene in itertools.chain(dice.sample(list(_SCENES), len(_SCENES)), more):
             if len(self.scenes) == len(_SCENES) and time.monotonic() > end:
                 break
-            self.runtime.start(self._instance("web1", None if scene == "root unmounted, no process" else ...))
+            self.runtime.start(
+                self._instance("web1", None if scene == "root unmounted, no process" else ...)
+            )
             own = self._pids("web1")
             getattr(self, "_" + scene.replace(",", "").replace(" ", "_"))()
-            self.reused += sum(kernelview.is_running(pid) for pid in own)  # its end is proven: they are others now
+            self.reused += sum(
+                kernelview.is_running(pid) for pid in own
+            )  # its end is proven: they are others now
             self.proof("web1", self.disks["web1"])
             assert self._pids("web10") == neighbours, f"{scene}: the neighbour's processes"
             beside.check()
@@ -98,10 +111,15 @@ class Manager:
 
     def _cgroups(self, name: str) -> list[Path]:
         every = kernelview.cgroups_of(kernelview.identity(self.run_dir))
-        return [path for path in every if path.name.rpartition("@")[0] == name]
+        own = [path for path in every if path.name.rpartition("@")[0] == name]
+        return [path for path in own if not path.name.endswith("@log")]  # the logger's
 
     def _pids(self, name: str) -> set[int]:
-        return {int(pid) for path in self._cgroups(name) for pid in (path / "cgroup.procs").read_text().split()}
+        return {
+            int(pid)
+            for path in self._cgroups(name)
+            for pid in (path / "cgroup.procs").read_text().split()
+        }
 
     def _nothing(self) -> None:
         self.runtime.stop("web1")
@@ -196,11 +214,16 @@ class Outsider:
         Path(cgroup, "cgroup.procs").write_text(str(self.last))
 
 
-def test_no_stranger_is_signalled(tmp_path: Path, whole: bool, ground: Any, figure: Callable[[int, str], None]) -> None:
+def test_no_stranger_is_signalled(
+    tmp_path: Path, whole: bool, ground: Any, figure: Callable[[int, str], None]
+) -> None:
     managers, stops, seconds = (4, 2500, 7200) if whole else (3, 80, 25)
     outsiders = [at_once.Worker(Outsider()) for _ in range(managers)]
     try:
-        bodies = [Manager(number, tmp_path, stops, seconds, outsiders[number]) for number in range(managers)]
+        bodies = [
+            Manager(number, tmp_path, stops, seconds, outsiders[number])
+            for number in range(managers)
+        ]
         for body in bodies:
             ground.know_run_dir(body.run_dir)
         strangers = pid_world.World(bodies)
@@ -224,4 +247,7 @@ def test_no_stranger_is_signalled(tmp_path: Path, whole: bool, ground: Any, figu
         f"{done['root unmounted, no process']} with none, {done['holders to be killed']} with holders killed and web10's "
         f"process spared, {done['ancestor in the root']} with an ancestor and {done['pid 1 in the root']} with pid 1 spared",
     )
-    figure(8, f"strangers: {sum(a['proven'] for a in answers)} stops and cleanups that said 0, all proven")
+    figure(
+        8,
+        f"strangers: {sum(a['proven'] for a in answers)} stops and cleanups that said 0, all proven",
+    )

@@ -15,8 +15,8 @@ from proof import Proof
 
 import chrootfw
 from chrootfw.errors import StepError
+from chrootfw.linux import mount_tree, mountinfo, umount
 from chrootfw.model import MountPoint
-from chrootfw.system import mounts, trees, umount
 
 
 @pytest.fixture
@@ -39,9 +39,9 @@ def disk(tmp_path: Path, mounted: Callable[..., Path]) -> Path:
     return top
 
 
-def _detached() -> list[trees.Detached]:
+def _detached() -> list[mount_tree.Detached]:
     return [
-        trees.detach(MountPoint(f"/{path}", "tmpfs", "tmpfs"), "tmpfs", (), seconds=60)
+        mount_tree.detach(MountPoint(f"/{path}", "tmpfs", "tmpfs"), "tmpfs", (), seconds=60)
         for path in symlink_swapper.LEAVES
     ]
 
@@ -52,7 +52,9 @@ def _only_inside(root: Path, before: dict[int, kernelview.Mounted]) -> int:
     top = os.fsencode(root) + b"/"
     now = kernelview.mount_table()
     inside = {mount for mount, entry in now.items() if entry.target.startswith(top)}
-    escaped = [str(entry) for mount, entry in now.items() if mount not in inside and mount not in before]
+    escaped = [
+        str(entry) for mount, entry in now.items() if mount not in inside and mount not in before
+    ]
     lost = [str(entry) for mount, entry in before.items() if mount not in now]
     assert not escaped, f"escaped: {escaped}"
     assert not lost, f"unmounted outside: {lost}"
@@ -75,11 +77,11 @@ def test_no_sub_mount_is_made_or_unmounted_outside(
     made = unmounted = refused = elsewhere = 0
     with symlink_swapper.swapping(disk, outside_tree) as swaps:
         while made < wanted:
-            top = trees.attached_root(MountPoint("/", "disk"), str(root))
+            top = mount_tree.attached_root(MountPoint("/", "disk"), str(root))
             parts = _detached()
             for part in parts:
                 try:
-                    trees.attach_parts(top, [part], [])
+                    mount_tree.attach_parts(top, [part], [], seconds=60)
                     made += 1
                 except StepError:
                     refused += 1
@@ -88,7 +90,7 @@ def test_no_sub_mount_is_made_or_unmounted_outside(
             left = _only_inside(root, before)
             deadline = time.monotonic() + 30
             while left:
-                below = mounts.below(raw)[:0:-1]
+                below = mountinfo.list_mounts_below(raw)[:0:-1]
                 outcomes, _ = umount.unmount(os.path.dirname(raw), below, seconds=60)
                 unmounted += outcomes.count(0)
                 elsewhere += len(below) - outcomes.count(0)

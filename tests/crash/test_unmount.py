@@ -68,12 +68,16 @@ def test_every_tree_comes_down_to_nothing(
             if seed % 3 == 2:
                 done = _grow_from_inside(root, seed, 40)
             else:
-                tree = mount_trees.Tree(os.fsencode(root), os.fsencode(witness), random.Random(seed))
+                tree = mount_trees.Tree(
+                    os.fsencode(root), os.fsencode(witness), random.Random(seed)
+                )
                 tree.grow(40)
                 done = tree.done
             during = kernelview.mount_table()
             below = {mount.id for mount in kernelview.mounts_below(root)}
-            assert {i: m for i, m in during.items() if i not in below} == before, f"seed {seed}: the test went outside"
+            assert {i: m for i, m in during.items() if i not in below} == before, (
+                f"seed {seed}: the test went outside"
+            )
             possible += done
             mounts += len(below)
 

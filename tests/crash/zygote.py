@@ -1,7 +1,7 @@
 """The real command without the price of an interpreter's start: a process that has imported it, forked for each run.
 
 As a module: ``Zygote``, the tests' side. As a script: the process itself. It is told what to run over a socket, forks,
-and tells how the fork ended. The fork calls ``chrootfw.cli.main`` with the arguments of a command line, and ends as
+and tells how the fork ended. The fork calls ``chrootfw.cli.main.main`` with the arguments of a command line, and ends as
 the command ends: by ``SystemExit``, with the interpreter's own clean-up.
 """
 
@@ -40,8 +40,11 @@ class Ended(NamedTuple):
 class Zygote:
     """One command at a time. ``pid`` and ``argv`` are those of the running one."""
 
-    def __init__(self, place: Path, env: dict[str, str]) -> None:
-        """``place``: a new directory for what the commands print."""
+    def __init__(
+        self, place: Path, env: dict[str, str], python: Path | None = None, runs: Path | None = None
+    ) -> None:
+        """``place``: a new directory for what the commands print. ``python``: what it takes for its interpreter, by default this one;
+        ``runs``: what runs it in truth, by default that."""
         place.mkdir()
         self.place = place
         self.argv: tuple[str, ...] = ()
@@ -49,16 +52,27 @@ class Zygote:
         self.socket, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.socket.settimeout(TIMEOUT)
         with other:
-            command = [os.path.realpath(sys.executable), __file__, str(other.fileno()), str(place)]
+            interpreter = os.path.realpath(python or sys.executable)
+            command = [interpreter, __file__, str(other.fileno()), str(place)]
             self.process = subprocess.Popen(
-                command, env=env, pass_fds=[other.fileno()], stdin=subprocess.DEVNULL, cwd="/"
+                command,
+                executable=runs,
+                env=env,
+                pass_fds=[other.fileno()],
+                stdin=subprocess.DEVNULL,
+                cwd="/",
             )
         assert self._hear() == {"ready": True}
 
-    def begin(self, *argv: str, pause: str = "") -> int:
-        """Start a command; its pid. ``pause``: it stops itself (SIGSTOP) at the ``begin``, or before a ``clone``."""
+    def begin(self, *argv: str, pause: str = "", stdin: Path | None = None) -> int:
+        """Start a command; its pid. ``pause``: it stops itself (SIGSTOP) at the ``begin``, or before a ``clone``.
+
+        ``stdin``: the file that it reads, by default the null device.
+        """
         self.argv = argv
-        self.socket.send(json.dumps({"argv": argv, "pause": pause}).encode())
+        self.socket.send(
+            json.dumps({"argv": argv, "pause": pause, "stdin": str(stdin or os.devnull)}).encode()
+        )
         self.pid = int(self._hear()["pid"])
         return self.pid
 
@@ -69,12 +83,14 @@ class Zygote:
     def ended(self, told: dict[str, Any]) -> Ended:
         """How the command ended, from what the process told."""
         self.pid = 0
-        out, err = ((self.place / name).read_text(errors="replace") for name in ("stdout", "stderr"))
+        out, err = (
+            (self.place / name).read_text(errors="replace") for name in ("stdout", "stderr")
+        )
         return Ended(self.argv, int(told["status"]), out, err)
 
-    def run(self, *argv: str) -> Ended:
+    def run(self, *argv: str, stdin: Path | None = None) -> Ended:
         """Run a command to its end."""
-        self.begin(*argv)
+        self.begin(*argv, stdin=stdin)
         return self.end()
 
     def hear_now(self) -> dict[str, Any]:
@@ -85,7 +101,9 @@ class Zygote:
         try:
             data = self.socket.recv(1 << 16)
         except TimeoutError:
-            raise AssertionError(f"hangs: chrootfw {' '.join(self.argv)}:\n{_where(self.pid)}") from None
+            raise AssertionError(
+                f"hangs: chrootfw {' '.join(self.argv)}:\n{_where(self.pid)}"
+            ) from None
         assert data, f"the zygote has ended: {' '.join(self.argv)}"
         told: dict[str, Any] = json.loads(data)
         return told
@@ -105,7 +123,9 @@ def _where(pid: int) -> str:
     for each in (str(pid), *_text(f"/proc/{pid}/task/{pid}/children").split()):
         place = f"/proc/{each}"
         state = _text(f"{place}/stat").rpartition(")")[2][:3].strip()
-        lines.append(f"  {each} {_text(f'{place}/comm').strip()}: {state}, {_text(f'{place}/syscall').strip()}")
+        lines.append(
+            f"  {each} {_text(f'{place}/comm').strip()}: {state}, {_text(f'{place}/syscall').strip()}"
+        )
         lines.append(_text(f"{place}/stack"))
     return "\n".join(lines)
 
@@ -142,7 +162,7 @@ def _serve(told: socket.socket, place: str) -> None:
         pid = os.fork()
         if pid == 0:
             told.close()
-            _be_the_command(request["argv"], request["pause"], place)
+            _be_the_command(request["argv"], request["pause"], request["stdin"], place)
         if request["pause"]:
             _, status = os.waitpid(pid, os.WUNTRACED)
             assert os.WIFSTOPPED(status), f"{request} ended without a pause"
@@ -165,28 +185,38 @@ def _import_everything() -> None:
         importlib.import_module(name)
 
 
-def _be_the_command(argv: Sequence[str], pause: str, place: str) -> None:
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        fd = os.open(f"{place}/{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
+def _be_the_command(argv: Sequence[str], pause: str, stdin: str, place: str) -> None:
+    writing = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+    for number, path, flags in (
+        (0, stdin, os.O_RDONLY),
+        (1, f"{place}/stdout", writing),
+        (2, f"{place}/stderr", writing),
+    ):
+        fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
         os.dup2(fd, number)
         os.close(fd)
-    from chrootfw import cli
-    from chrootfw.system import spawn
+    from chrootfw.cli import main
+    from chrootfw.linux import child, spawn
 
     sys.argv = ["chrootfw", *argv]
     if pause == "begin":
         os.kill(os.getpid(), signal.SIGSTOP)
     elif pause == "clone":
-        begin = spawn._begin
+        begin = child.begin
 
         def stop_and_begin(*arguments: Any, **how: Any) -> Any:
-            os.kill(os.getpid(), signal.SIGSTOP)
+            if (
+                sys._getframe(1).f_code.co_filename == spawn.__file__
+            ):  # not a child that asks a file system
+                os.kill(os.getpid(), signal.SIGSTOP)
             return begin(*arguments, **how)
 
-        spawn._begin = stop_and_begin
-    raise SystemExit(cli.main(argv))
+        child.begin = stop_and_begin
+    raise SystemExit(main.main(argv))
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the tests have gone, and their failure says why
+    with contextlib.suppress(
+        BrokenPipeError, ConnectionResetError
+    ):  # the tests have gone, and their failure says why
         _serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2])

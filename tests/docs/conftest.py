@@ -20,7 +20,9 @@ import prepare  # noqa: E402  # installs what the examples call
 @pytest.fixture(scope="session")
 def environment() -> dict[str, str]:
     """The environment of a process that imports chrootfw as these tests do."""
-    places = {str(Path(_origin(name)).parent.parent): None for name in ("chrootfw", "chrootfw_defaults")}
+    places = {
+        str(Path(_origin(name)).parent.parent): None for name in ("chrootfw", "chrootfw_defaults")
+    }
     return {**os.environ, "PYTHONPATH": os.pathsep.join(places), "LC_ALL": "C.UTF-8"}
 
 
@@ -39,10 +41,25 @@ def machine() -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def html(machine: None, tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Path:
+def html(
+    machine: None, tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]
+) -> Path:
     """The directory of the built pages."""
     built = tmp_path_factory.mktemp("html")
-    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "-d", f"{built}.doctrees"]
-    done = subprocess.run([*command, str(ROOT / "docs"), str(built)], env=environment, capture_output=True, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "-W",
+        "--keep-going",
+        "-q",
+        "-b",
+        "html",
+        "-d",
+        f"{built}.doctrees",
+    ]
+    done = subprocess.run(
+        [*command, str(ROOT / "docs"), str(built)], env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, f"the pages have mistakes:\n{done.stdout}{done.stderr}"
     return built

@@ -11,6 +11,9 @@ from markdown_it import MarkdownIt
 #: Where the tutorial's beginning ends, with which the examples of every other page go on.
 MARK = "% The examples of the other pages go on from here."
 
+#: What lies between these two, the other pages do without.
+ASIDE = ("% The examples of the other pages leave this out.", "% They go on here.")
+
 
 class Block(NamedTuple):
     """A fenced block. ``language``: the first word of its info string. ``caption``: the file that it shows, or ``""``."""
@@ -31,7 +34,10 @@ def blocks(page: Path, *, until: str = "") -> list[Block]:
     if until:
         before, mark, _ = source.partition(f"\n{until}\n")
         assert mark, f"{page} has no line {until!r}"
-        source = before
+        first, begin, rest = before.partition(f"\n{ASIDE[0]}\n")
+        aside, end, last = rest.partition(f"\n{ASIDE[1]}\n")
+        assert not begin or end, f"{page} has no line {ASIDE[1]!r}"
+        source = first + "\n" * (aside.count("\n") + 4 if begin else 0) + last
     found = []
     for token in MarkdownIt("commonmark").parse(source):
         if token.type == "fence" and token.map:
@@ -47,7 +53,9 @@ def _block(page: Path, line: int, info: str, text: str) -> Block:
     options = re.match(r"((?::[a-z-]+:.*\n)*)\n?", text)
     assert options is not None
     caption = re.search(r"^:caption: (.*)$", options[1], re.MULTILINE)
-    return Block(page, line, directive[1], caption[1].strip("` ") if caption else "", text[options.end() :])
+    return Block(
+        page, line, directive[1], caption[1].strip("` ") if caption else "", text[options.end() :]
+    )
 
 
 class Shown(NamedTuple):

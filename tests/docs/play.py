@@ -1,12 +1,12 @@
 """Plays the examples of a page: its fenced blocks, one after the other, on a machine of their own.
 
-``unshare --mount --net --propagation private python play.py SCRATCH PAGE [TUTORIAL]``, as root. ``/srv``, ``/run`` and ``/etc`` are the page's own, so
+``unshare --mount --net --propagation private python play.py SCRATCH PAGE [TUTORIAL]``, as root. ``/srv``, ``/run``, ``/var/log`` and ``/etc`` are the page's own, so
 that it can use the paths that its reader would; the host sees nothing of it. With TUTORIAL, what that page does up to ``fenced.MARK`` is done
 first. DEBIAN in the environment is what pages know as ``/srv/debian.tar``. The status is 1, and the first difference is told, when an example does not do what the page says.
 
 A ``console`` block is run by one bash for the whole page: every command must exit with 0, unless the next one is ``echo $?``, and must say what the
 page shows. A ``python`` block is executed in one namespace for the whole page; a comment after a ``print`` is what it must print. A block with a
-caption is written to the file that the caption names. ``toml`` and ``json`` must be just that. All other blocks are only read by people.
+caption is written to the file that the caption names, as an editor would: what is to be executable, the page makes so. ``toml`` and ``json`` must be just that. All other blocks are only read by people.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ _DEADLINE = 120.0
 #: Seconds that a process has to end by itself before it counts as left.
 _LAST_WORDS = 5.0
 _SAID_SO = "--example-has-ended--"
+#: Chrootfw's Python as the page Install has it.
+_INSTALLED = "/opt/chrootfw/bin/python3"
 
 
 class Different(Exception):
@@ -45,7 +47,7 @@ def main(scratch: Path, page: Path, tutorial: Path | None) -> int:
     environment = _make_world(scratch)
     sys.path.insert(0, str(_TREE / "tests/real"))
     leaks = importlib.import_module("leaks")
-    ground = leaks.Ground(Path("/srv"), common=True)
+    ground = leaks.Ground(Path("/srv"))
     with Stage(scratch, environment) as stage:
         before = ground.snapshot()
         try:
@@ -93,15 +95,19 @@ def _let_end(processes: Set[Any]) -> None:
 def _make_world(scratch: Path) -> dict[str, str]:
     """Put directories of its own over those that the examples write to; the environment of its commands."""
     _run("mount", "-t", "tmpfs", "-o", "mode=0755", "tmpfs", str(scratch))
-    for name in ("srv", "run", "etc", "etc.work", "bin", "site"):
+    for name in ("srv", "run", "log", "etc", "etc.work", "bin", "site"):
         (scratch / name).mkdir(mode=0o755)
     (scratch / "etc/resolv.conf").write_text("nameserver 192.0.2.53\n")
     layers = f"lowerdir=/etc,upperdir={scratch}/etc,workdir={scratch}/etc.work"
     _run("mount", "-t", "overlay", "-o", layers, "overlay", "/etc")
-    for name in ("srv", "run"):
-        _run("mount", "--bind", str(scratch / name), f"/{name}")
+    for name, place in (("srv", "/srv"), ("run", "/run"), ("log", "/var/log")):
+        _run("mount", "--bind", str(scratch / name), place)
     _run("busybox", "ip", "link", "set", "lo", "up")
-    packages = os.pathsep.join([str(scratch / "site"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    # The network of this machine's own pid 1: what is started in it is in the host's.
+    _run("mount", "--bind", f"/proc/{os.getpid()}/net", "/proc/1/net")
+    packages = os.pathsep.join(
+        [str(scratch / "site"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
     downloads = os.environ["CHROOTFW_TESTS_DOWNLOADS"]
     if "DEBIAN" in os.environ:
         (scratch / "srv/debian.tar").symlink_to(os.environ["DEBIAN"])
@@ -124,7 +130,9 @@ def _make_world(scratch: Path) -> dict[str, str]:
 #: The chrootfw and the Python of the tests; apt-get only looks whether what it is to install is installed, and has
 #: downloaded before; pip installs nothing but projects of a few modules (tests/plugins/test_distribution.py is about
 #: the real one).
-_PYTHON = f'#!/bin/sh\nexport PYTHONPATH="PACKAGES${{PYTHONPATH:+:$PYTHONPATH}}"\nexec {sys.executable}'
+_PYTHON = (
+    f'#!/bin/sh\nexport PYTHONPATH="PACKAGES${{PYTHONPATH:+:$PYTHONPATH}}"\nexec {sys.executable}'
+)
 _COMMANDS = {
     "chrootfw": f'{_PYTHON} -P -m chrootfw "$@"\n',  # as installed: the current directory is not looked into
     "python3": f'{_PYTHON} "$@"\n',
@@ -191,7 +199,6 @@ class Stage:
         if not file.is_absolute():
             raise Different(f"{block}: the caption {block.caption!r} is no absolute path")
         file.write_text(block.text, encoding="utf-8")
-        file.chmod(0o755 if block.text.startswith("#!") else 0o644)
         if file.name == "pyproject.toml":
             install(file.parent, self.site)
             self.installed.add(file.parent)
@@ -202,6 +209,7 @@ class Stage:
         shown = fenced.commands(block)
         for number, one in enumerate(shown):
             status, said = self.shell.run(one.command)
+            said = said.replace(sys.executable, _INSTALLED)
             where = f"{block.page.name}, line {one.line}: $ {one.command}"
             stated = number + 1 < len(shown) and shown[number + 1].command == "echo $?"
             if status != 0 and not stated:
@@ -216,11 +224,15 @@ class Stage:
             with contextlib.redirect_stdout(printed):
                 exec(code, self.names)
         except Exception as error:
-            raise Different(f"{block} printed:\n{printed.getvalue()}\n{traceback.format_exc()}") from error
+            raise Different(
+                f"{block} printed:\n{printed.getvalue()}\n{traceback.format_exc()}"
+            ) from error
         promised = re.findall(r"^\s*print\(.*\)\s+# (.*)$", block.text, re.MULTILINE)
         said = "\n".join(filter(str.strip, printed.getvalue().splitlines()))
         if promised and not fenced.is_as_shown(promised, said):
-            raise Different(f"{block} printed:\n{printed.getvalue()}\nand not:\n" + "\n".join(promised))
+            raise Different(
+                f"{block} printed:\n{printed.getvalue()}\nand not:\n" + "\n".join(promised)
+            )
 
 
 def install(project: Path, site: Path) -> None:
@@ -278,7 +290,9 @@ class Shell:
         said = b""
         deadline = time.monotonic() + _DEADLINE
         while not re.search(rb"%s \d+\n$" % _SAID_SO.encode(), said):
-            ready, _, _ = select.select([self.process.stdout], [], [], max(0, deadline - time.monotonic()))
+            ready, _, _ = select.select(
+                [self.process.stdout], [], [], max(0, deadline - time.monotonic())
+            )
             data = os.read(self.process.stdout.fileno(), 1 << 16) if ready else b""
             if not data:
                 raise Different(

@@ -40,7 +40,9 @@ class Site:
     def gnt(self, *argv: str, check: bool = True, stdin: str = "") -> str:
         return self.cluster.gnt(*argv, check=check, stdin=stdin)
 
-    def add(self, name: str, node: Node, *options: str, os: str = "busybox", size: str = "32M") -> Chroot:
+    def add(
+        self, name: str, node: Node, *options: str, os: str = "busybox", size: str = "32M"
+    ) -> Chroot:
         """``gnt-instance add`` on a node, and so start."""
         chroot = Chroot(self, name)
         self.gnt("gnt-instance", "add", "--disk-template=sharedfile", f"--disk=0:size={size}", f"--os-type={os}",
@@ -52,7 +54,9 @@ class Site:
         """An instance in its best state, whatever was before: all nodes on, and it runs on its primary node."""
         self.all_on()
         chroot = Chroot(self, name)
-        listed = self.gnt("gnt-instance", "list", "--no-headers", "--output=name,pnode,status").splitlines()
+        listed = self.gnt(
+            "gnt-instance", "list", "--no-headers", "--output=name,pnode,status"
+        ).splitlines()
         known = [line.split()[1:] for line in listed if line.split()[0] == chroot.name]
         if not known:
             return self.add(name, self.nodes[1])
@@ -69,7 +73,9 @@ class Site:
         off = [node for node in self.nodes if not node.pid]
         for node in off:
             node.power_on()
-            node.run("/usr/lib/ganeti/daemon-util", "start", "ganeti-noded")  # the rest comes with the next line
+            node.run(
+                "/usr/lib/ganeti/daemon-util", "start", "ganeti-noded"
+            )  # the rest comes with the next line
         for node in off:
             self.gnt("gnt-node", "add", "--readd", "--no-ssh-key-check", node.name)
 
@@ -91,10 +97,17 @@ class Chroot:
 
     def shows(self, *fields: str) -> list[str]:
         """Fields of ``gnt-instance list``."""
-        return self.gnt("list", "--no-headers", "--separator=|", f"--output={','.join(fields)}").strip().split("|")
+        return (
+            self.gnt("list", "--no-headers", "--separator=|", f"--output={','.join(fields)}")
+            .strip()
+            .split("|")
+        )
 
     def exists(self) -> bool:
-        return self.name in self.site.gnt("gnt-instance", "list", "--no-headers", "--output=name").split()
+        return (
+            self.name
+            in self.site.gnt("gnt-instance", "list", "--no-headers", "--output=name").split()
+        )
 
     @property
     def primary(self) -> Node:
@@ -124,16 +137,22 @@ class Chroot:
     def must_run_on(self, node: Node) -> None:
         """All daemons there, the disk mounted there and nowhere else, and Ganeti says so."""
         places = self.mounted_on()
-        assert places == [node], f"the disk is mounted on {places or 'no node'}, not on {node} alone"
+        assert places == [node], (
+            f"the disk is mounted on {places or 'no node'}, not on {node} alone"
+        )
         processes = self.processes_on(node)
-        assert len(processes) == DAEMONS, f"{len(processes)} of {DAEMONS} daemons run on {node}: {processes}"
+        assert len(processes) == DAEMONS, (
+            f"{len(processes)} of {DAEMONS} daemons run on {node}: {processes}"
+        )
         status, primary = self.shows("status", "pnode")
         assert (status, primary) == ("running", node.name), f"Ganeti says {status} on {primary}"
 
     def must_be_down(self) -> None:
         """No process, no mount, no loop device, and Ganeti says so."""
         for node in self.site.cluster.living:
-            assert not self.processes_on(node), f"processes are left on {node}: {self.processes_on(node)}"
+            assert not self.processes_on(node), (
+                f"processes are left on {node}: {self.processes_on(node)}"
+            )
         assert not self.mounted_on(), f"the disk is still mounted on {self.mounted_on()}"
         assert not self.devices, f"the loop device is still there: {self.devices}"
         assert self.shows("status") == ["ADMIN_down"], f"Ganeti says {self.shows('status')[0]}"

@@ -64,7 +64,9 @@ def run(*argv: str, check: bool = True, stdin: str = "") -> str:
             timeout=PATIENCE,
         )  # fmt: skip
     except subprocess.TimeoutExpired as expired:
-        raise Failed(argv, -1, f"Error: it did not end within {PATIENCE:.0f} s\n{expired.output}") from None
+        raise Failed(
+            argv, -1, f"Error: it did not end within {PATIENCE:.0f} s\n{expired.output}"
+        ) from None
     if check and done.returncode != 0:
         raise Failed(argv, done.returncode, done.stdout)
     return done.stdout
@@ -101,7 +103,18 @@ class Ground:
 
     def inside(self, *argv: str) -> list[str]:
         """The command that runs ``argv`` inside."""
-        return ["nsenter", "--target", str(self.pid), "--mount", "--uts", "--ipc", "--net", "--pid", "--", *argv]
+        return [
+            "nsenter",
+            "--target",
+            str(self.pid),
+            "--mount",
+            "--uts",
+            "--ipc",
+            "--net",
+            "--pid",
+            "--",
+            *argv,
+        ]
 
     def run(self, *argv: str) -> str:
         return run(*self.inside(*argv))
@@ -109,7 +122,20 @@ class Ground:
     def plug_in(self, pid: int, port: str) -> None:
         """Give the network namespace of a process an ``eth0`` that is connected to the switch."""
         entered = ("nsenter", "--target", str(self.pid), "--net", "--")
-        run(*entered, "ip", "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", str(pid))
+        run(
+            *entered,
+            "ip",
+            "link",
+            "add",
+            port,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            str(pid),
+        )
         run(*entered, "ip", "link", "set", port, "master", "switch", "up")
 
     def close(self) -> None:
@@ -129,7 +155,9 @@ class Node:
         self.address = f"{NETWORK}.{10 + number}"
         self.pid = 0  # of its init, as seen from outside; 0: it is off
         self._unshare: subprocess.Popen[str] | None = None
-        self.run_dirs: set[str] = set()  # and chrootfw's run directories, as kernelview.identity names them
+        self.run_dirs: set[str] = (
+            set()
+        )  # and chrootfw's run directories, as kernelview.identity names them
 
     def __repr__(self) -> str:
         return self.name
@@ -167,10 +195,14 @@ class Node:
         self.run("ip", "link", "set", "eth0", "up")
         # That nobody has an address is known after 0.3 s, not 3 s: each of Ganeti's calls of a dead node waits for it.
         self.run("sh", "-c", "echo 100 > /proc/sys/net/ipv4/neigh/eth0/retrans_time_ms")
-        self.run("ip", "link", "add", "xen-br0", "type", "bridge")  # where a NIC is unless said otherwise
+        self.run(
+            "ip", "link", "add", "xen-br0", "type", "bridge"
+        )  # where a NIC is unless said otherwise
         self.run("ip", "link", "set", "xen-br0", "up")
         self.run("/usr/sbin/sshd")
-        for other in self.cluster.others(self):  # who asked for it while it was off may go on thinking so for a moment
+        for other in self.cluster.others(
+            self
+        ):  # who asked for it while it was off may go on thinking so for a moment
             wait_until(lambda other=other: other.reaches(self), f"{other} reaches {self}")
 
     def reaches(self, other: Node) -> bool:
@@ -183,7 +215,9 @@ class Node:
         if not self.pid:
             return
         assert self._unshare is not None and self._unshare.stdout is not None
-        self.run_dirs |= (run_dirs := {identity(path) for path in self.path("/run").glob("chrootfw*")})
+        self.run_dirs |= (
+            run_dirs := {identity(path) for path in self.path("/run").glob("chrootfw*")}
+        )
         os.kill(self.pid, signal.SIGKILL)
         self._unshare.wait(PATIENCE)
         self._unshare.stdout.close()
@@ -197,8 +231,26 @@ class Node:
     def inside(self, *argv: str) -> list[str]:
         """The command that runs ``argv`` on the node."""
         assert self.pid, f"{self} is off"
-        enter = ["nsenter", "--target", str(self.pid), "--mount", "--uts", "--ipc", "--net", "--pid", "--root", "--wd"]
-        return [*enter, "--", "env", "-i", *(f"{name}={value}" for name, value in _ENVIRONMENT.items()), *argv]
+        enter = [
+            "nsenter",
+            "--target",
+            str(self.pid),
+            "--mount",
+            "--uts",
+            "--ipc",
+            "--net",
+            "--pid",
+            "--root",
+            "--wd",
+        ]
+        return [
+            *enter,
+            "--",
+            "env",
+            "-i",
+            *(f"{name}={value}" for name, value in _ENVIRONMENT.items()),
+            *argv,
+        ]
 
     def run(self, *argv: str, check: bool = True, stdin: str = "") -> str:
         try:
@@ -209,7 +261,9 @@ class Node:
     def type(self, argv: Sequence[str], text: str) -> str:
         """Run a command on a terminal on which ``text`` is typed, and give back what is then seen there."""
         ours, theirs = pty.openpty()
-        with subprocess.Popen(self.inside(*argv), stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        with subprocess.Popen(
+            self.inside(*argv), stdin=theirs, stdout=theirs, stderr=theirs
+        ) as process:
             os.close(theirs)
             os.write(ours, text.encode())
             seen = b""
@@ -233,6 +287,12 @@ class Node:
         file.write_text(text)
         file.chmod(mode)
 
+    @property
+    def python(self) -> str:
+        """The version of its Python, as in the names of directories."""
+        (interpreter,) = self.path("/usr/bin").glob("python3.[0-9]*[0-9]")
+        return interpreter.name.removeprefix("python")
+
     def start_ganeti(self) -> None:
         self.run("/usr/lib/ganeti/daemon-util", "start-all")
 
@@ -247,7 +307,11 @@ class Node:
 
     def mounts_of(self, devices: set[str]) -> list[Mounted]:
         """The mounts of block devices, each given as ``MAJOR:MINOR``, in the node's mount table."""
-        return [mount for mount in mount_table(self.pid).values() if mount.device in devices] if self.pid else []
+        return (
+            [mount for mount in mount_table(self.pid).values() if mount.device in devices]
+            if self.pid
+            else []
+        )
 
     def processes_on(self, devices: set[str]) -> dict[int, str]:
         """The processes whose root directory is on one of the devices, by pid as seen from outside, with their command."""
@@ -255,7 +319,9 @@ class Node:
         for pid in self._pids():
             try:
                 device = os.stat(f"/proc/{pid}/root/.").st_dev
-                command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+                command = (
+                    Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+                )
             except OSError:
                 continue
             if command and f"{os.major(device)}:{os.minor(device)}" in devices:
@@ -276,10 +342,13 @@ class Node:
 
 
 class Cluster:
-    """Nodes, the disk that they share, and Ganeti. ``version``: ``3.0.2`` or ``3.1``."""
+    """Nodes, the disk that they share, and Ganeti: ``version`` ``3.0.2`` or ``3.1``, of a ``release`` of Debian."""
 
-    def __init__(self, scratch: Path, version: str, *, nodes: int = 3) -> None:
+    def __init__(
+        self, scratch: Path, version: str, release: str = "bookworm", *, nodes: int = 3
+    ) -> None:
         self.version = version
+        self.release = release
         self.ground = Ground(scratch)
         self.shared = scratch / "shared"  # as NFS would be
         self.name = f"cluster.{DOMAIN}"
@@ -290,7 +359,12 @@ class Cluster:
     def __enter__(self) -> Cluster:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -305,12 +379,21 @@ class Cluster:
         files = self.ground.files
         for directory in ("shared", "keys"):
             (files / directory).mkdir()
-        for number, image in enumerate(node_system.layers(self.version)):
+        for number, image in enumerate(node_system.layers(self.release, self.version)):
             (files / f"layer{number}").mkdir()
             self.layers.append(f"{self.ground.scratch}/layer{number}")
             self.ground.run("mount", "-o", "loop,ro", "-t", "squashfs", str(image), self.layers[-1])
         self.ground.run(
-            "ssh-keygen", "-q", "-t", "rsa", "-b", "2048", "-N", "", "-f", f"{self.ground.scratch}/keys/id_rsa"
+            "ssh-keygen",
+            "-q",
+            "-t",
+            "rsa",
+            "-b",
+            "2048",
+            "-N",
+            "",
+            "-f",
+            f"{self.ground.scratch}/keys/id_rsa",
         )
         for node in self.nodes:
             (files / f"node{node.number}").mkdir()
@@ -339,11 +422,13 @@ class Cluster:
     def _hosts(self) -> str:
         lines = ["127.0.0.1 localhost", f"{NETWORK}.10 {self.name} cluster"]
         lines += [f"{node.address} {node.name} node{node.number}" for node in self.nodes]
-        lines += [f"{NETWORK}.{100 + number} site{number}.{DOMAIN}" for number in range(1, 4)]  # instances
+        lines += [
+            f"{NETWORK}.{100 + number} site{number}.{DOMAIN}" for number in range(1, 4)
+        ]  # instances
         return "\n".join(lines) + "\n"
 
     def initialise(self) -> None:
-        """Make it a cluster, as docs/scale-out.md has it; without questions, and without changing ssh and /etc/hosts."""
+        """Make it a cluster, as docs/how-to/scale-out.md has it; without questions, and without changing ssh and /etc/hosts."""
         text = page.block("the master", "an empty machine").text
         text = text.replace("gnt-cluster init ", "gnt-cluster init --no-etc-hosts --no-ssh-init ")
         self.gnt("sh", "-euc", text.replace("gnt-node add ", "gnt-node add --no-ssh-key-check "))
@@ -388,7 +473,9 @@ class Cluster:
         """The loop devices over a file of the ground, each as ``MAJOR:MINOR``: a file is known by its inode alone."""
         status = os.stat(f"/proc/{self.ground.pid}/root{file}")
         device = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
-        table = run("losetup", "--list", "--noheadings", "--output", "MAJ:MIN,BACK-MAJ:MIN,BACK-INO")
+        table = run(
+            "losetup", "--list", "--noheadings", "--output", "MAJ:MIN,BACK-MAJ:MIN,BACK-INO"
+        )
         rows = [line.split() for line in table.splitlines()]
         return {row[0] for row in rows if row[1:] == [device, str(status.st_ino)]}
 
@@ -404,7 +491,8 @@ class Cluster:
 
 def _only_child(pid: int) -> int:
     children = wait_until(
-        lambda: Path(f"/proc/{pid}/task/{pid}/children").read_text().split(), f"process {pid} has a child"
+        lambda: Path(f"/proc/{pid}/task/{pid}/children").read_text().split(),
+        f"process {pid} has a child",
     )
     assert len(children) == 1, f"process {pid} has the children {children}"
     return int(children[0])

@@ -1,6 +1,6 @@
 """The cluster is built once for each version of Ganeti; each class for chroots then has it as it was when it was new.
 
-A test with the mark ``row`` is a row of the table "what works with each" in docs/ganeti-table.md. It is run with both
+A test with the mark ``row`` is a row of the table "what works with each" in docs/reference/ganeti-table.md. It is run with both
 classes. chrootfw's must pass it; what becomes of it with Ganeti's own must be what the table says.
 """
 
@@ -30,17 +30,20 @@ from chroots import Site
 from cluster import Cluster, Failed
 from table import Outcome, Results
 
-VERSIONS = ("3.0.2", "3.1")
+VERSIONS = node_system.RELEASES["bookworm"]  # of every release, in order
 
 
 _results = pytest.StashKey[Results]()  # the rows of this process
-_untold = pytest.StashKey[list[tuple[str, Any]]]()  # what the next report of this process is to carry
+_untold = pytest.StashKey[
+    list[tuple[str, Any]]
+]()  # what the next report of this process is to carry
 _summary = pytest.StashKey["Summary"]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "row(title): a row of the table 'what works with each'")
     config.addinivalue_line("markers", "version(number): only with this version of Ganeti")
+    config.addinivalue_line("markers", "first_version: only with the release's first Ganeti")
     config.stash[_results] = {}
     config.stash[_untold] = []
     config.stash[_summary] = summary = Summary()
@@ -58,25 +61,42 @@ class Machine:
         self.pid_namespaces: list[int] = []  # open descriptors, so that their numbers stay theirs
         self.cards = set(os.listdir("/sys/class/net"))
         self.mounts = set(kernelview.mount_table())
-        self.layers: set[tuple[str, str]] = set()  # loop devices over the nodes' system, with their files
-        self.disks: set[int] = set()  # the devices of the file systems that the instances' files were on
-        self.run_dirs: set[str] = set()  # of chrootfw on the nodes, as kernelview.identity names them
+        self.layers: set[tuple[str, str]] = (
+            set()
+        )  # loop devices over the nodes' system, with their files
+        self.disks: set[int] = (
+            set()
+        )  # the devices of the file systems that the instances' files were on
+        self.run_dirs: set[str] = (
+            set()
+        )  # of chrootfw on the nodes, as kernelview.identity names them
 
     def left(self) -> list[str]:
         """What is there of the cluster, a line each."""
         cards = set(os.listdir("/sys/class/net")) - self.cards
-        found = [f"network card {card}" for card in cards if card.startswith(("port", "switch", "eth", "xen-br"))]
+        found = [
+            f"network card {card}"
+            for card in cards
+            if card.startswith(("port", "switch", "eth", "xen-br"))
+        ]
         found += [
             f"{mount}"
             for number, mount in kernelview.mount_table().items()
             if number not in self.mounts and os.fsdecode(mount.target).startswith(str(self.scratch))
         ]
-        for loop, file in kernelview.loop_devices().items():  # the other cluster's files have the same names
-            if kernelview.device_of_file(loop) in self.disks or (
-                (loop, file) in self.layers and not _is_mounted_somewhere(loop)  # the other cluster's, too
+        for (
+            loop,
+            file,
+        ) in kernelview.loop_devices().items():  # the other cluster's files have the same names
+            of_file = kernelview.file_of_loop(loop)
+            if (of_file and of_file[0] in self.disks) or (
+                (loop, file) in self.layers
+                and not _is_mounted_somewhere(loop)  # the other cluster's, too
             ):
                 found.append(f"{loop} over {file}")
-        found += [f"cgroup {path}" for run_dir in self.run_dirs for path in kernelview.cgroups_of(run_dir)]
+        found += [
+            f"cgroup {path}" for run_dir in self.run_dirs for path in kernelview.cgroups_of(run_dir)
+        ]
         found += [str(path) for path in self.scratch.iterdir()]
         spaces = {os.fstat(descriptor).st_ino for descriptor in self.pid_namespaces}
         for pid in filter(str.isdigit, os.listdir("/proc")):
@@ -91,7 +111,9 @@ class Machine:
 @pytest.fixture(scope="session", autouse=True)
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     """The machine as it was: after all tests, nothing of the cluster is left on it."""
-    assert os.geteuid() == 0, "these tests make namespaces and mount file systems: they must run as root"
+    assert os.geteuid() == 0, (
+        "these tests make namespaces and mount file systems: they must run as root"
+    )
     node_system.install_tools()
     machine = Machine(tmp_path_factory.mktemp("cluster"))
     yield machine
@@ -114,8 +136,9 @@ def _is_mounted_somewhere(loop: str) -> bool:
 class Clusters:
     """One cluster at a time: the one of the version last asked for."""
 
-    def __init__(self, machine: Machine, note: Callable[[str], None]) -> None:
+    def __init__(self, machine: Machine, release: str, note: Callable[[str], None]) -> None:
         self.machine = machine
+        self.release = release
         self.note = note
         self.cluster: Cluster | None = None
         self.fresh = False
@@ -135,8 +158,8 @@ class Clusters:
 
     def _build(self, version: str) -> None:
         with self._timed("the nodes' system made, or found in the cache"):
-            node_system.layers(version)
-        self.cluster = cluster = Cluster(self.machine.scratch, version)
+            node_system.layers(self.release, version)
+        self.cluster = cluster = Cluster(self.machine.scratch, version, self.release)
         with self._timed(f"{version}: three nodes booted"):
             cluster.boot()
         with self._timed(f"{version}: made a cluster"):
@@ -162,15 +185,20 @@ class Clusters:
             self.cluster.close()
             self.cluster = None
             try:  # the kernel takes a namespace's cards and loop devices a moment later
-                kernelview.wait_until(lambda: not self.machine.left(), "nothing of the cluster is left", seconds=30)
+                kernelview.wait_until(
+                    lambda: not self.machine.left(), "nothing of the cluster is left", seconds=30
+                )
             except TimeoutError:
-                assert not self.machine.left(), "the cluster left something:\n  " + "\n  ".join(self.machine.left())
+                assert not self.machine.left(), "the cluster left something:\n  " + "\n  ".join(
+                    self.machine.left()
+                )
 
 
 @pytest.fixture(scope="session")
 def clusters(machine: Machine, request: pytest.FixtureRequest) -> Iterator[Clusters]:
     untold = request.config.stash[_untold]
-    clusters = Clusters(machine, lambda text: untold.append(("the cluster", text)))
+    release = request.config.getoption("--release")
+    clusters = Clusters(machine, release, lambda text: untold.append(("the cluster", text)))
     yield clusters
     clusters.close()
 
@@ -188,14 +216,23 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     mark = metafunc.definition.get_closest_marker("row")
     kinds = mark.kwargs.get("kinds") if mark else (hypervisors.CHROOTFW,)
     kinds = kinds or (hypervisors.STOCK, hypervisors.CHROOTFW)
-    only = metafunc.definition.get_closest_marker("version")
-    versions = only.args if only else VERSIONS
+    versions = node_system.RELEASES[metafunc.config.getoption("--release")]
+    if only := metafunc.definition.get_closest_marker("version"):
+        versions = only.args
+    if metafunc.definition.get_closest_marker("first_version"):
+        versions = versions[:1]
     sites = [(version, kind) for version in versions for kind in _ORDER if kind in kinds]
-    metafunc.parametrize("site", sites, indirect=True, scope="session", ids=lambda site: f"{site[0]}-{_IDS[site[1]]}")
+    metafunc.parametrize(
+        "site", sites, indirect=True, scope="session", ids=lambda site: f"{site[0]}-{_IDS[site[1]]}"
+    )
 
 
 _ORDER = (hypervisors.STOCK, hypervisors.REPAIRED, hypervisors.CHROOTFW)
-_IDS = {hypervisors.STOCK: "stock", hypervisors.REPAIRED: "repaired", hypervisors.CHROOTFW: "chrootfw"}
+_IDS = {
+    hypervisors.STOCK: "stock",
+    hypervisors.REPAIRED: "repaired",
+    hypervisors.CHROOTFW: "chrootfw",
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -234,13 +271,19 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
     failure: Exception | None = None
     try:
         yield
-    except (Failed, AssertionError, TimeoutError) as error:  # anything else is a mistake of these tests
+    except (
+        Failed,
+        AssertionError,
+        TimeoutError,
+    ) as error:  # anything else is a mistake of these tests
         failure = error
     seconds = time.monotonic() - begin if site.seconds is None else site.seconds
     outcome = Outcome(failure is None, _reason(failure), seconds)
     key = (mark.args[0], site.cluster.version, site.kind)
     pyfuncitem.config.stash[_results][key] = outcome
-    pyfuncitem.user_properties.append(("row", [list(key), list(outcome)]))  # plain: it goes from process to process
+    pyfuncitem.user_properties.append(
+        ("row", [list(key), list(outcome)])
+    )  # plain: it goes from process to process
     if failure is not None and site.kind == hypervisors.CHROOTFW:
         raise failure
     return True
@@ -253,7 +296,11 @@ def _reason(error: Exception | None) -> str:
     if not isinstance(error, Failed):
         return str(error).split("\n", 1)[0].removesuffix(".")
     lines = [line.strip() for line in error.output.splitlines() if line.strip()]
-    telling = [line for line in lines if "rror" in line or "ailed" in line or "ould not" in line or "an't" in line]
+    telling = [
+        line
+        for line in lines
+        if "rror" in line or "ailed" in line or "ould not" in line or "an't" in line
+    ]
     return (telling or lines or [f"status {error.status}"])[-1]
 
 
@@ -294,7 +341,9 @@ class Summary:
                 self.sections[name].append(str(value))
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
     summary = config.stash[_summary]
     rows = dict(
         sorted(summary.rows.items(), key=lambda row: VERSIONS.index(row[0][1]))
@@ -310,4 +359,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             for line in lines:
                 terminalreporter.write_line(line)
     if target := config.getoption("--table"):
-        Path(target).write_text(table.markdown(rows, VERSIONS), encoding="utf-8")
+        versions = node_system.RELEASES[config.getoption("--release")]
+        Path(target).write_text(table.markdown(rows, versions), encoding="utf-8")

@@ -1,6 +1,6 @@
 """Debian 12's own Ganeti, unpacked into the cache and not installed: its modules for tests and benchmarks.
 
-Its compiled dependencies are made for Python 3.11, so these tests run on that one.
+Its compiled dependencies are made for Python 3.11, so the tests that import it run on that one alone.
 """
 
 from __future__ import annotations
@@ -44,9 +44,7 @@ def directory() -> Path:
 def _unpack(place: Path) -> None:
     debs = place / "debs"
     debs.mkdir(parents=True)
-    if _download(debs) != 0:
-        prepare.update()
-        assert _download(debs) == 0, "apt-get download failed"
+    prepare.download_of_the_suite(PACKAGES, debs)
     for deb in sorted(debs.glob("*.deb")):
         subprocess.run(["dpkg-deb", "--extract", str(deb), str(place)], check=True)
     shutil.rmtree(debs)
@@ -58,14 +56,19 @@ def _unpack(place: Path) -> None:
     (etc / "share").symlink_to("/usr/share/ganeti/3.0")
 
 
-def _download(debs: Path) -> int:
-    command = ["apt-get", "download", "-o", "APT::Sandbox::User=root", *PACKAGES]
-    return subprocess.run(command, cwd=debs, check=False, stdout=subprocess.DEVNULL).returncode
+def why_not() -> str:
+    """Why Ganeti's modules cannot be used in this process; ``""`` if they can."""
+    version = sys.version_info[:2]
+    return (
+        ""
+        if version == (3, 11)
+        else f"Debian 12's Ganeti runs on Python 3.11, and this is {version[0]}.{version[1]}"
+    )
 
 
 def use() -> Path:
     """Make ``import ganeti`` find it in this process; its dependencies come before those of the test environment."""
-    assert sys.version_info[:2] == (3, 11), "Debian 12's Ganeti runs on Python 3.11"
+    assert not why_not(), why_not()
     place = directory()
     for path in (place / "usr/lib/python3/dist-packages", place / "usr/share/ganeti/3.0"):
         if str(path) not in sys.path:

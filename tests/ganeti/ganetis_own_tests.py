@@ -48,7 +48,9 @@ def archive() -> Path:
 
     path = f"pool/main/g/ganeti/ganeti_{VERSION}.orig.tar.gz"
     file = prepare.cached(Path(path).name, lambda file: prepare.from_mirror(path, SHA256, file))
-    assert hashlib.sha256(file.read_bytes()).hexdigest() == SHA256, f"{file} is not Ganeti's source: remove it"
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == SHA256, (
+        f"{file} is not Ganeti's source: remove it"
+    )
     return file
 
 
@@ -56,7 +58,15 @@ def unpack(place: Path) -> None:
     """Ganeti's tests, and the data that they read."""
     only = f"ganeti-{VERSION}/test"
     subprocess.run(
-        ["tar", "--extract", f"--file={archive()}", f"--directory={place}", "--strip-components=1", only], check=True
+        [
+            "tar",
+            "--extract",
+            f"--file={archive()}",
+            f"--directory={place}",
+            "--strip-components=1",
+            only,
+        ],
+        check=True,
     )
 
 
@@ -77,7 +87,9 @@ def run(kind: str, source: Path, name: str) -> Run:
             "PYTHONDONTWRITEBYTECODE": "1",
         }
         command = [sys.executable, "-W", "ignore", __file__, kind, str(source), name, str(result)]
-        with (Path(scratch) / "output").open("w+") as output:  # no pipe, which a process that is left would hold
+        with (Path(scratch) / "output").open(
+            "w+"
+        ) as output:  # no pipe, which a process that is left would hold
             program = subprocess.Popen(
                 command, cwd=source, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
                 start_new_session=True,
@@ -185,7 +197,9 @@ def _main(kind: str, source: str, name: str, result: str) -> None:
         _hook()
     hypervisor = importlib.import_module("ganeti.hypervisor")
     classes, chroot = hypervisor._HYPERVISOR_MAP, hypervisor.constants.HT_CHROOT
-    watched = _Watched(classes[chroot].__name__, (classes[chroot],), {"__module__": classes[chroot].__module__})
+    watched = _Watched(
+        classes[chroot].__name__, (classes[chroot],), {"__module__": classes[chroot].__module__}
+    )
     classes[chroot] = hypervisor.hv_chroot.ChrootManager = watched  # a test calls it by that name
 
     program = Path(source) / f"test/py/{name}_unittest.py"
@@ -203,7 +217,9 @@ def _main(kind: str, source: str, name: str, result: str) -> None:
     assert len(set(outcome.tests)) == outcome.testsRun, "two tests have the same name"
     said = {
         "tested": f"{classes[chroot].__module__}:{classes[chroot].__name__}",
-        "tests": list(dict.fromkeys([*outcome.tests, *outcome.bad])),  # a setUpClass that fails was no test
+        "tests": list(
+            dict.fromkeys([*outcome.tests, *outcome.bad])
+        ),  # a setUpClass that fails was no test
         "failures": outcome.bad,
         "uses": sorted(_used),
     }

@@ -15,7 +15,10 @@ from typing import Any
 
 import pytest
 
-sys.path[0:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent / "real")]
+sys.path[0:0] = [
+    str(Path(__file__).resolve().parent),
+    str(Path(__file__).resolve().parent.parent / "real"),
+]
 
 import ganeti_packages
 import kernelview
@@ -38,6 +41,8 @@ Devices = list[tuple[None, str, None]]
 @pytest.fixture(scope="session")
 def ganeti() -> Any:
     """Ganeti's modules, by name."""
+    if reason := ganeti_packages.why_not():
+        pytest.skip(reason)
     ganeti_packages.use()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # those of Debian 12's libraries
@@ -59,6 +64,7 @@ def hyper(ganeti: Any, run_dir: Path, config_dir: Path) -> Any:
 
     Here.run_dir = str(run_dir)
     Here.config_dir = str(config_dir)
+    Here.stock_dir = str(run_dir.parent / "ganetis-own")
     return Here
 
 
@@ -67,15 +73,21 @@ def stocks(ganeti: Any, tmp_path: Path) -> Iterator[Any]:
     """Ganeti's own class: ``released`` and ``repaired``; what it leaves mounted is taken down."""
     place = tmp_path / "stock"
     place.mkdir()
-    yield SimpleNamespace(place=place, released=stock_module.as_released(place), repaired=stock_module.repaired(place))
+    yield SimpleNamespace(
+        place=place, released=stock_module.as_released(place), repaired=stock_module.repaired(place)
+    )
     for root in sorted(place.iterdir()):
         while kernelview.mount_on(root):
-            subprocess.run(["fuser", "-k", "-KILL", "-m", str(root)], check=False, capture_output=True)
+            subprocess.run(
+                ["fuser", "-k", "-KILL", "-m", str(root)], check=False, capture_output=True
+            )
             subprocess.run(["umount", "--recursive", str(root)], check=True)
 
 
 @pytest.fixture
-def make_instance(ganeti: Any, tmp_path: Path, hyper: Any) -> Iterator[Callable[..., tuple[Any, Devices]]]:
+def make_instance(
+    ganeti: Any, tmp_path: Path, hyper: Any
+) -> Iterator[Callable[..., tuple[Any, Devices]]]:
     """A factory: an ``objects.Instance`` and its block devices; ours are stopped by force after the test."""
     made: list[str] = []
 
@@ -84,7 +96,9 @@ def make_instance(ganeti: Any, tmp_path: Path, hyper: Any) -> Iterator[Callable[
     ) -> tuple[Any, Devices]:
         def fill(place: Path) -> None:
             roots.make_root(place)
-            subprocess.run(["mknod", "-m", "666", str(place / "dev/null"), "c", "1", "3"], check=True)
+            subprocess.run(
+                ["mknod", "-m", "666", str(place / "dev/null"), "c", "1", "3"], check=True
+            )
             roots.write_init(place, roots.script(start, stop), name=SCRIPT[1:])
 
         disk = roots.make_image(tmp_path / f"{name}.img", "ext4", fill, 8 << 20)

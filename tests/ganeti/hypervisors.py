@@ -31,7 +31,6 @@ _PACKAGES = (
     "psutil",
 )
 _DISTRIBUTIONS = ("chrootfw", "attrs", "pluggy", "psutil")
-_PLACE = "/usr/local/lib/python3.11/dist-packages"
 _REPAIR = Path(__file__).with_name("repaired.py")
 
 
@@ -41,17 +40,20 @@ def install(cluster: Cluster, kind: str) -> None:
             _bring_chrootfw(node)
             node.run("chrootfw", "ganeti", "install")
         elif kind == REPAIRED:
-            node.write(f"{_PLACE}/repaired.py", _REPAIR.read_text())
-            node.write(f"{_PLACE}/repaired.pth", "import repaired\n")
+            place = f"/usr/local/lib/python{node.python}/dist-packages"
+            node.write(f"{place}/repaired.py", _REPAIR.read_text())
+            node.write(f"{place}/repaired.pth", "import repaired\n")
         if kind != STOCK:
             node.restart_noded()
     if kind == CHROOTFW:
-        cluster.gnt("gnt-cluster", "modify", "--hypervisor-parameters=chroot:migration_mode=non-live")
+        cluster.gnt(
+            "gnt-cluster", "modify", "--hypervisor-parameters=chroot:migration_mode=non-live"
+        )
 
 
 def _bring_chrootfw(node: Node) -> None:
     node.run("python3", "-m", "venv", "--without-pip", ENVIRONMENT)
-    place = node.path(f"{ENVIRONMENT}/lib/python3.11/site-packages")
+    place = node.path(f"{ENVIRONMENT}/lib/python{node.python}/site-packages")
     for package in _PACKAGES:
         spec = importlib.util.find_spec(package)
         assert spec is not None and spec.origin is not None, f"{package} is not installed"
@@ -59,6 +61,12 @@ def _bring_chrootfw(node: Node) -> None:
         shutil.copytree(Path(spec.origin).parent, place / package, ignore=unwanted)
     for name in _DISTRIBUTIONS:  # who it is, and the entry points of its plugins
         distribution = importlib.metadata.distribution(name)
-        metadata = Path(str(distribution.locate_file(f"{distribution.name}-{distribution.version}.dist-info")))
+        metadata = Path(
+            str(distribution.locate_file(f"{distribution.name}-{distribution.version}.dist-info"))
+        )
         shutil.copytree(metadata, place / metadata.name)
-    node.write("/usr/local/bin/chrootfw", f'#!/bin/sh\nexec {ENVIRONMENT}/bin/python -m chrootfw "$@"\n', 0o755)
+    node.write(
+        "/usr/local/bin/chrootfw",
+        f'#!/bin/sh\nexec {ENVIRONMENT}/bin/python -m chrootfw "$@"\n',
+        0o755,
+    )

@@ -17,15 +17,25 @@ _INIT = "import signal\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)\nwhile Tru
 
 
 def main(name: str, disk: Path, shared: str, *layers: str) -> None:
-    socket.sethostname(name)
+    short = name.partition(".")[0]  # as Debian's installer sets it; /etc/hosts has the whole name
+    socket.sethostname(short)
     root = disk / "root"
     for directory in ("written", "work", "root"):
         (disk / directory).mkdir(exist_ok=True)
     lower = ":".join(layers)
-    _mount("-t", "overlay", "-o", f"lowerdir={lower},upperdir={disk}/written,workdir={disk}/work", "overlay", root)
+    _mount(
+        "-t",
+        "overlay",
+        "-o",
+        f"lowerdir={lower},upperdir={disk}/written,workdir={disk}/work",
+        "overlay",
+        root,
+    )
     _mount("-t", "proc", "proc", root / "proc")
     if Path("/proc/sysrq-trigger").exists():
-        _mount("--bind", "/dev/null", root / "proc/sysrq-trigger")  # it would restart the real machine
+        _mount(
+            "--bind", "/dev/null", root / "proc/sysrq-trigger"
+        )  # it would restart the real machine
     _mount("-t", "sysfs", "sysfs", root / "sys")
     if Path("/sys/fs/cgroup").is_dir():
         _mount("--rbind", "/sys/fs/cgroup", root / "sys/fs/cgroup")
@@ -35,7 +45,7 @@ def main(name: str, disk: Path, shared: str, *layers: str) -> None:
     for directory in ("lock", "sshd"):
         (root / "run" / directory).mkdir()
     _mount("--bind", shared, root / "srv/ganeti/shared-file-storage")
-    (root / "etc/hostname").write_text(f"{name}\n")
+    (root / "etc/hostname").write_text(f"{short}\n")
     (root / "mnt/machine").mkdir(exist_ok=True)
     os.chdir(root)
     subprocess.run(["pivot_root", ".", "mnt/machine"], check=True)

@@ -1,4 +1,4 @@
-"""The shell blocks of docs/scale-out.md. Each begins with a comment that says where it is to be run."""
+"""The shell blocks of docs/how-to/scale-out.md. Each begins with a comment that says where it is to be run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-PAGE = Path(__file__).resolve().parents[2] / "docs/scale-out.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs/how-to/scale-out.md"
 
 
 class Block(NamedTuple):
@@ -18,8 +18,12 @@ class Block(NamedTuple):
 
 
 def blocks() -> list[Block]:
-    found = re.findall(r"^```sh\n# on ([^,\n]*)(?:, ([^\n]*))?\n(.*?)^```$", PAGE.read_text("utf-8"), re.M | re.S)
-    assert len(found) == PAGE.read_text("utf-8").count("```sh\n"), "a block does not say where it is to be run"
+    found = re.findall(
+        r"^```sh\n# on ([^,\n]*)(?:, ([^\n]*))?\n(.*?)^```$", PAGE.read_text("utf-8"), re.M | re.S
+    )
+    assert len(found) == PAGE.read_text("utf-8").count("```sh\n"), (
+        "a block does not say where it is to be run"
+    )
     return [Block(*each) for each in found]
 
 

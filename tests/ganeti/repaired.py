@@ -39,11 +39,17 @@ def _mend(module):
         def StopInstance(self, instance, force=False, retry=False, name=None, timeout=None):
             root = self._InstanceDir(name or instance.name)
             if not (force or retry) and self._IsDirLive(root):
-                script = instance.hvparams[constants.HV_INIT_SCRIPT] if instance else "/ganeti-chroot"
-                command = [] if timeout is None else ["timeout", str(timeout)]  # list.extend() gives None
+                script = (
+                    instance.hvparams[constants.HV_INIT_SCRIPT] if instance else "/ganeti-chroot"
+                )
+                command = (
+                    [] if timeout is None else ["timeout", str(timeout)]
+                )  # list.extend() gives None
                 result = utils.RunCmd([*command, "chroot", root, script, "stop"])
                 if result.failed:
-                    raise errors.HypervisorError(f"Can't run the chroot stop script: {result.output}")
+                    raise errors.HypervisorError(
+                        f"Can't run the chroot stop script: {result.output}"
+                    )
                 retry = True
             super().StopInstance(instance, force=force, retry=retry, name=name, timeout=timeout)
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import hypervisors
 
-TABLE = Path(__file__).resolve().parents[2] / "docs/ganeti-table.md"
+TABLE = Path(__file__).resolve().parents[2] / "docs/reference/ganeti-table.md"
 
 
 class Outcome(NamedTuple):
@@ -31,7 +31,7 @@ def markdown(results: Mapping[tuple[str, str, str], Outcome], versions: Sequence
     columns = [(version, kind) for version in versions for kind in _COLUMNS]
     titles = list(dict.fromkeys(title for title, _, _ in results))
     lines = [
-        "| | " + " | ".join(f"{version}, {kind}" for version, kind in columns) + " |",
+        "| Measured | " + " | ".join(f"{version}, {kind}" for version, kind in columns) + " |",
         "|---|" + "---|" * len(columns),
     ]
     notes: dict[str, int] = {}

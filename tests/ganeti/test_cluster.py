@@ -54,7 +54,8 @@ def test_console(site: Site) -> None:
     web1 = site.running()
     with site.measured():
         seen = site.cluster.master.type(
-            ["gnt-instance", "console", web1.name], "echo $((6 * 7)) in $(cat /etc/hostname)\nexit\n"
+            ["gnt-instance", "console", web1.name],
+            "echo $((6 * 7)) in $(cat /etc/hostname)\nexit\n",
         )
     assert f"42 in {web1.name}" in seen, f"the console shows {seen!r}"
 
@@ -63,7 +64,9 @@ def test_console(site: Site) -> None:
 def test_exec(site: Site) -> None:
     web1 = site.running()
     if site.kind == hypervisors.CHROOTFW:
-        said = web1.primary.run("chrootfw-ganeti", "exec", web1.name, "--", "/bin/cat", "/etc/hostname")
+        said = web1.primary.run(
+            "chrootfw-ganeti", "exec", web1.name, "--", "/bin/cat", "/etc/hostname"
+        )
     else:  # there is no command for it; what the console does is the next best
         console = web1.gnt("console", "--show-cmd").strip()
         said = site.gnt("sh", "-c", console, stdin="cat /etc/hostname\nexit\n")
@@ -162,7 +165,9 @@ def test_failover(site: Site) -> None:
     web1 = site.running()
     target = site.spare(web1.primary)
     with site.measured():
-        web1.gnt("failover", "--force", f"--shutdown-timeout={TIMEOUT}", f"--target-node={target.name}")
+        web1.gnt(
+            "failover", "--force", f"--shutdown-timeout={TIMEOUT}", f"--target-node={target.name}"
+        )
     web1.must_run_on(target)
 
 
@@ -184,7 +189,9 @@ def test_sub_mount(site: Site) -> None:
     place = web1.mounts_on(node)[0].target.decode()
     node.run("mount", "-t", "tmpfs", "inside", f"{place}/tmp")
     try:
-        web1.gnt("failover", "--force", f"--shutdown-timeout={TIMEOUT}", f"--target-node={target.name}")
+        web1.gnt(
+            "failover", "--force", f"--shutdown-timeout={TIMEOUT}", f"--target-node={target.name}"
+        )
         assert web1.mounted_on() == [target], f"the same ext4 is mounted on {web1.mounted_on()}"
         web1.must_run_on(target)
         assert not Path(f"/proc/{pid}/root").exists() or pid not in web1.processes_on(node)
@@ -204,14 +211,21 @@ def test_failing_stop(site: Site) -> None:
     try:
         refused = ""
         try:
-            web1.gnt("failover", "--force", f"--shutdown-timeout={TIMEOUT}", f"--target-node={target.name}")
+            web1.gnt(
+                "failover",
+                "--force",
+                f"--shutdown-timeout={TIMEOUT}",
+                f"--target-node={target.name}",
+            )
         except Failed as failed:
             refused = failed.output
         assert web1.mounted_on() == [node], f"the same ext4 is mounted on {web1.mounted_on()}"
         assert refused, "the failover went on"
         assert web1.primary is node, "Ganeti says that it is elsewhere"
         node.run("umount", "/mnt/held")
-        web1.gnt("failover", "--force", f"--shutdown-timeout={TIMEOUT}", f"--target-node={target.name}")
+        web1.gnt(
+            "failover", "--force", f"--shutdown-timeout={TIMEOUT}", f"--target-node={target.name}"
+        )
         web1.must_run_on(target)
         assert "/mnt/held" in refused, f"nobody says who holds it: {refused}"
     finally:
@@ -238,9 +252,11 @@ def test_node_dies(site: Site) -> None:
     web1.must_run_on(target)
 
 
-@row("The node comes back: what lives elsewhere is not started")
+@row("The node comes back: what runs elsewhere is not started")
 def test_node_comes_back(site: Site) -> None:
-    dead = next((node for node in site.nodes if not node.pid), None)  # of the test before, where that went well
+    dead = next(
+        (node for node in site.nodes if not node.pid), None
+    )  # of the test before, where that went well
     web1 = Chroot(site, "web1")
     assert dead, "it could not be recovered on another"
     target = web1.primary
@@ -331,7 +347,11 @@ def test_verify(site: Site) -> None:
             said = site.gnt("gnt-cluster", "verify", *_NO_SYSRQ)
     except Failed as failed:
         failure, said = failed, failed.output
-    wrong = [line for line in said.splitlines() if "ERROR" in line or ("WARNING" in line and "procfs" not in line)]
+    wrong = [
+        line
+        for line in said.splitlines()
+        if "ERROR" in line or ("WARNING" in line and "procfs" not in line)
+    ]
     assert not wrong, "; ".join(line.partition("  - ")[2] for line in wrong)
     if failure:
         raise failure
@@ -346,7 +366,9 @@ def test_debian(site: Site) -> None:
     try:
         assert _page(visitor, site1) == f"served by {site1.name}\n"
         before, target = site1.primary, site.spare(site1.primary, visitor)
-        site1.gnt("failover", "--force", f"--shutdown-timeout={TIMEOUT}", f"--target-node={target.name}")
+        site1.gnt(
+            "failover", "--force", f"--shutdown-timeout={TIMEOUT}", f"--target-node={target.name}"
+        )
         assert site1.mounted_on() == [target]
         assert not site1.processes_on(before)
         assert _page(visitor, site1) == f"served by {site1.name}\n"
@@ -362,7 +384,9 @@ def _bring_archive(site: Site) -> None:
     """What mmdebstrap made, where the OS definition looks for it."""
     shared = site.cluster.ground.files / "shared/debian.tar"
     if not shared.exists():
-        site.cluster.ground.run("cp", str(prepare.debian_system()), f"{site.cluster.shared}/debian.tar")
+        site.cluster.ground.run(
+            "cp", str(prepare.debian_system()), f"{site.cluster.shared}/debian.tar"
+        )
     for node in site.nodes:
         archive = node.path("/srv/ganeti/debian.tar")
         if not archive.is_symlink():
@@ -371,9 +395,7 @@ def _bring_archive(site: Site) -> None:
 
 def _page(visitor: Node, site1: Chroot) -> str:
     visitor.run("ip", "neigh", "flush", "all")  # the address moves with the instance
-    fetch = (
-        f"import urllib.request as u; print(u.urlopen('http://{site1.name}:8080/', timeout=60).read().decode(), end='')"
-    )
+    fetch = f"import urllib.request as u; print(u.urlopen('http://{site1.name}:8080/', timeout=60).read().decode(), end='')"
     return visitor.run("python3", "-c", fetch)
 
 
@@ -400,10 +422,51 @@ def test_own_parameters(site: Site) -> None:
         web1.gnt("reboot", "--type=hard", f"--shutdown-timeout={TIMEOUT}")
         assert len(web1.processes_on(web1.primary)) == DAEMONS
         shown = json.loads(web1.primary.run("chrootfw-ganeti", "info", "--json", web1.name))
-        assert any(mount["target"].endswith("/mnt") for mount in shown["instances"][0]["mounts"]), shown
+        assert any(mount["target"].endswith("/mnt") for mount in shown["instances"][0]["mounts"]), (
+            shown
+        )
     finally:
         web1.gnt("modify", "--hypervisor-parameters=extra_config=default")
         web1.gnt("reboot", "--type=hard", f"--shutdown-timeout={TIMEOUT}")
+
+
+@pytest.mark.first_version
+def test_a_crash_is_no_shutdown_by_its_user(site: Site) -> None:
+    """Where users may shut their instances down from inside, one that crashed is started again."""
+    web1 = site.running()
+    node = web1.primary
+    site.gnt("gnt-cluster", "modify", "--user-shutdown=yes")
+    try:
+        web1.kill(node)
+        assert web1.shows("status") == ["ERROR_down"]
+        site.gnt("ganeti-watcher")
+        wait_until(lambda: web1.shows("status") == ["running"], "the watcher has started it")
+        web1.must_run_on(node)
+    finally:
+        site.gnt("gnt-cluster", "modify", "--user-shutdown=no")
+
+
+@pytest.mark.first_version
+def test_a_node_without_chrootfw(site: Site) -> None:
+    """`gnt-cluster verify` names it, and nothing is moved there: Ganeti's own class could not stop it again."""
+    web1 = site.running()
+    node, bare = web1.primary, site.spare(web1.primary, site.cluster.master)
+    bare.run("chrootfw", "ganeti", "remove")
+    bare.restart_noded()
+    try:
+        said = site.gnt("gnt-cluster", "verify", *_NO_SYSRQ, check=False)
+        assert re.search(rf"ganeti-hypervisor is optional.*not found on {bare}", said), said
+        for verb, *options in (("migrate", "--non-live"), ("failover",)):
+            with pytest.raises(Failed, match=f"{bare} does not use chrootfw"):
+                web1.gnt(verb, "--force", *options, f"--target-node={bare.name}")
+            web1.must_run_on(node)
+        bare.run("chrootfw", "ganeti", "install")  # its daemon does not know yet
+        with pytest.raises(Failed, match=f"{bare} does not use chrootfw"):
+            web1.gnt("migrate", "--force", "--non-live", f"--target-node={bare.name}")
+        web1.must_run_on(node)
+    finally:
+        bare.run("chrootfw", "ganeti", "install")
+        bare.restart_noded()
 
 
 def test_start_paused(site: Site) -> None:
@@ -421,30 +484,91 @@ def test_start_paused(site: Site) -> None:
     web1.must_run_on(node)
 
 
+def test_a_new_python_on_a_node(site: Site) -> None:
+    """As after an upgrade of Debian: Ganeti finds its own class again, until chrootfw is installed for that Python."""
+    web1 = site.running()
+    node = web1.primary
+    before = web1.processes_on(node)
+    old, new = (
+        f"/usr/local/lib/python{version}/dist-packages" for version in (node.python, "3.10")
+    )
+    files = f"{old}/zz_chrootfw_ganeti.pth {old}/chrootfw_ganeti_hook.py"
+    node.run("sh", "-c", f"mkdir -p {new} && mv {files} {new}")
+    node.restart_noded()
+    node_class = (
+        "from ganeti import hypervisor as h; print(h.GetHypervisorClass('chroot').__module__)"
+    )
+    path = f"import sys; sys.path.insert(0, '/usr/share/ganeti/default'); {node_class}"
+    assert node.run("python3", "-c", path).strip() == "ganeti.hypervisor.hv_chroot"
+    try:
+        site.cluster.gnt("ganeti-watcher", check=False)
+        wait_until(
+            lambda: not site.gnt("gnt-job", "list", "--running", "--no-headers").strip(),
+            "no job runs",
+            seconds=180,
+        )
+        assert web1.mounted_on() == [node]
+        assert web1.processes_on(node) == before, (
+            "the disk was mounted or its daemons were started a second time"
+        )
+    finally:
+        said = node.run("chrootfw-ganeti", "ganeti", "install")
+        node.restart_noded()
+    assert "restart ganeti-noded" in said, said
+    wait_until(lambda: web1.shows("status") == ["running"], "Ganeti knows it again")
+    web1.gnt("stop", f"--timeout={TIMEOUT}")
+    web1.must_be_down()
+
+
 def test_status_and_dpkg(site: Site) -> None:
     """The node daemon uses chrootfw's class, and no file of a package has changed."""
     for node in site.nodes:
         said = node.run("chrootfw", "ganeti", "status")
         assert "chrootfw_ganeti.hypervisor:ChrootHypervisor" in said, said
         assert site.cluster.version in said, said
-        changed = [line for line in node.run("dpkg", "--verify", check=False).splitlines() if "ganeti" in line]
+        changed = [
+            line
+            for line in node.run("dpkg", "--verify", check=False).splitlines()
+            if "ganeti" in line
+        ]
         assert not changed, changed
 
 
 def test_removed(site: Site) -> None:
-    """The last of a site: refused while an instance is there; then Ganeti's own class is back."""
+    """The last of a site: refused while an instance is there; then Ganeti's own class is back, and works on the cluster."""
     web1 = site.running()
+    web1.gnt("modify", "--hypervisor-parameters=extra_config=grace:3")
+    site.gnt("gnt-os", "modify", "--hypervisor-parameters=chroot:extra_config=grace:9", "busybox")
     with pytest.raises(Failed, match=web1.name):
         web1.primary.run("chrootfw", "ganeti", "remove")
     web1.gnt("stop", f"--timeout={TIMEOUT}")
-    for node in site.nodes:
+    others = [node for node in site.nodes if node is not site.cluster.master]
+    with pytest.raises(Failed, match="migration_mode of the cluster"):
+        site.gnt("chrootfw", "ganeti", "remove")
+    with pytest.raises(Failed, match=f"run it on {site.cluster.master}"):
+        others[0].run("chrootfw", "ganeti", "remove", "--cluster")
+    said = site.gnt("chrootfw", "ganeti", "remove", "--cluster")
+    for reset in (
+        "migration_mode of the cluster: 'non-live'",
+        "extra_config of the operating system busybox: 'grace:9'",
+        f"extra_config of {web1.name}: 'grace:3'",
+    ):
+        assert f"reset {reset}" in said, said
+    for node in others:
         node.run("chrootfw", "ganeti", "remove")
+    for node in site.nodes:
         assert "not installed" in node.run("chrootfw", "ganeti", "status", check=False)
         node.restart_noded()
         assert not list(node.path("/usr/local/lib").glob("**/*chrootfw*"))
     script = "from ganeti import hypervisor as h; print(h.GetHypervisorClass('chroot').__module__)"
     path = f"import sys; sys.path.insert(0, '/usr/share/ganeti/default'); {script}"
     assert web1.primary.run("python3", "-c", path).strip() == "ganeti.hypervisor.hv_chroot"
+    said = site.gnt("gnt-cluster", "verify", *_NO_SYSRQ, check=False)
+    assert "Verifying hypervisor parameters" in said, said
+    assert "is not supported" not in said, said
+    later = site.add("later", site.nodes[1], "--no-start")
+    later.gnt("remove", "--force", "--ignore-failures")  # 3.0.2 cannot stop what does not run
+    web1.gnt("modify", "--hypervisor-parameters=init_script=/another-init")
 
 
 def test_nothing_can_leave(site: Site) -> None:
@@ -452,14 +576,18 @@ def test_nothing_can_leave(site: Site) -> None:
     links = json.loads(subprocess.check_output(
         ["nsenter", "--target", str(site.cluster.ground.pid), "--net", "ip", "-json", "link"]
     ))  # fmt: skip
-    assert sorted(link["ifname"] for link in links) == ["lo", *(f"port{n.number}" for n in site.nodes), "switch"]
+    assert sorted(link["ifname"] for link in links) == [
+        "lo",
+        *(f"port{n.number}" for n in site.nodes),
+        "switch",
+    ]
     for node in site.cluster.living:
         assert json.loads(node.run("ip", "-json", "route", "show", "default")) == []
 
 
-@pytest.mark.version("3.0.2")
+@pytest.mark.first_version
 def test_the_page(site: Site) -> None:
-    """The blocks of docs/scale-out.md, in order, on a cluster from which chrootfw was removed before."""
+    """The blocks of docs/how-to/scale-out.md, in order, on a cluster from which chrootfw was removed before."""
     _bring_archive(site)
     named = {node.name: [node] for node in site.nodes}
     for block in page.blocks():
@@ -467,12 +595,16 @@ def test_the_page(site: Site) -> None:
             continue  # not here; or done when the cluster was made
         if block.when:
             dead = re.fullmatch(r"when (\S+) is dead", block.when)
-            assert dead, f"the page says when to run a block in words that are not understood: {block.when}"
+            assert dead, (
+                f"the page says when to run a block in words that are not understood: {block.when}"
+            )
             site.cluster.node(dead[1]).power_off()
         text = block.text
         if _NO_SYSRQ:
             text = text.replace("gnt-cluster verify", f"gnt-cluster verify {' '.join(_NO_SYSRQ)}")
-        for node in {"every node": site.nodes, "the master": [site.cluster.master], **named}[block.place]:
+        for node in {"every node": site.nodes, "the master": [site.cluster.master], **named}[
+            block.place
+        ]:
             node.run("sh", "-euc", text)
     site1 = Chroot(site, "site1")
     assert _page(site.cluster.master, site1) == f"served by {site1.name}\n"
@@ -481,12 +613,14 @@ def test_the_page(site: Site) -> None:
 
 
 def test_the_table(site: Site, results: Results, request: pytest.FixtureRequest) -> None:
-    """What docs/ganeti-table.md says of each row is what became of it in this run."""
+    """What docs/reference/ganeti-table.md says of each row is what became of it in this run."""
     if request.config.getoption("--table"):
         return  # it is being written
     said = table.works(TABLE.read_text(encoding="utf-8"))
     version = site.cluster.version
     shown = {
-        key: outcome.works for key, outcome in results.items() if key[1] == version and key[2] != hypervisors.REPAIRED
+        key: outcome.works
+        for key, outcome in results.items()
+        if key[1] == version and key[2] != hypervisors.REPAIRED
     }
     assert {key: said.get(key) for key in shown} == shown

@@ -1,4 +1,4 @@
-"""Ganeti's own unit tests, with its class for chroots and with chrootfw's; docs/ganeti.md has the figures.
+"""Ganeti's own unit tests, with its class for chroots and with chrootfw's; tests/ganeti/README.md has the figures.
 
 Most of them never meet the class: how many do is the last column of the page's table.
 """
@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import ganeti_packages
 import ganetis_own_tests
 import pytest
 from ganetis_own_tests import CHROOTFW, STOCK, Run
 
-PAGE = Path(__file__).resolve().parents[2] / "docs/ganeti.md"
+PAGE = Path(__file__).resolve().parents[2] / "tests/ganeti/README.md"
 
 #: The programs that are run: a tuple for each row of the page's table.
 ROWS = (
@@ -50,13 +51,17 @@ EXCEPTIONS = {
 
 @pytest.fixture(scope="module")
 def source() -> Iterator[Path]:
+    if reason := ganeti_packages.why_not():
+        pytest.skip(reason)
     with tempfile.TemporaryDirectory(prefix="chrootfw-ganeti-source-") as place:
         ganetis_own_tests.unpack(Path(place))
         yield Path(place)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=" ".join)
-def test_what_passes_with_ganetis_class_passes_with_chrootfws(row: tuple[str, ...], source: Path) -> None:
+def test_what_passes_with_ganetis_class_passes_with_chrootfws(
+    row: tuple[str, ...], source: Path
+) -> None:
     theirs = [ganetis_own_tests.run(STOCK, source, program) for program in row]
     ours = [ganetis_own_tests.run(CHROOTFW, source, program) for program in row]
     for program, their, our in zip(row, theirs, ours, strict=True):
@@ -68,7 +73,9 @@ def test_what_passes_with_ganetis_class_passes_with_chrootfws(row: tuple[str, ..
         known = {test: known for (where, test), known in EXCEPTIONS.items() if where == program}
         assert {test: said for test, said in worse.items() if test not in known} == {}
         for test, exception in known.items():
-            assert exception.says in worse.get(test, "it passes"), f"{program}, {test}: no such exception any more"
+            assert exception.says in worse.get(test, "it passes"), (
+                f"{program}, {test}: no such exception any more"
+            )
     said = (_figure(theirs), _figure(ours), str(sum(len(our.uses) for our in ours)))
     assert _table()[row] == said, f"{PAGE.name} has other figures than the run"
 
@@ -87,6 +94,12 @@ def _figure(runs: list[Run]) -> str:
 
 def _table() -> dict[tuple[str, ...], tuple[str, ...]]:
     """The page's table: the cells of each row, by the programs in the first one."""
-    (section,) = re.findall(r"^## The tests of Ganeti itself\n(.*?)^## ", PAGE.read_text("utf-8"), re.M | re.S)
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:3] == "| `"]
+    (section,) = re.findall(
+        r"^## The tests of Ganeti itself\n(.*?)^## ", PAGE.read_text("utf-8"), re.M | re.S
+    )
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in section.splitlines()
+        if line[:3] == "| `"
+    ]
     return {tuple(re.findall(r"`([^`]+)`", first)): tuple(cells) for first, *cells in rows}

@@ -8,10 +8,12 @@ import signal
 import subprocess
 import threading
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import kernelview
 import pytest
 from hypervisor_fixtures import *  # noqa: F403
 from hypervisor_fixtures import SCRIPT, STUBBORN, Devices, calls, state_of
@@ -48,7 +50,9 @@ def test_an_instance_from_start_to_stop(make_instance: Make, hyper: Any) -> None
     assert hyper().CleanupInstance(WEB1) is None  # the stop has done it all
 
 
-def test_a_start_follows_the_link_to_the_disk(make_instance: Make, hyper: Any, tmp_path: Path) -> None:
+def test_a_start_follows_the_link_to_the_disk(
+    make_instance: Make, hyper: Any, tmp_path: Path
+) -> None:
     instance, [(_, disk, _)] = make_instance()
     link = tmp_path / f"{WEB1}:0"
     link.symlink_to(disk)
@@ -79,13 +83,17 @@ def test_a_stop_of_nothing_is_an_error(hyper: Any, ganeti: Any) -> None:
         hyper().StopInstance(None)
 
 
-@pytest.mark.parametrize(("how", "ran"), [({}, True), ({"retry": True}, False), ({"force": True}, False)])
+@pytest.mark.parametrize(
+    ("how", "ran"), [({}, True), ({"retry": True}, False), ({"force": True}, False)]
+)
 def test_the_script_stops_once_and_not_by_force(
     make_instance: Make, hyper: Any, tmp_path: Path, how: dict[str, bool], ran: bool
 ) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
-    instance, devices = make_instance(stop="echo stop >> /mnt/stopped", extra_config=f"binds:{outside}:/mnt")
+    instance, devices = make_instance(
+        stop="echo stop >> /mnt/stopped", extra_config=f"binds:{outside}:/mnt"
+    )
     hyper().StartInstance(instance, devices, False)
     hyper().StopInstance(instance, **how)
     assert hyper().GetInstanceInfo(WEB1) is None
@@ -100,13 +108,17 @@ def test_a_soft_reboot(web1: Any, hyper: Any) -> None:
     assert state_of(hyper, WEB1) == RUNNING
 
 
-def test_a_reboot_of_what_is_not_here_is_an_error(make_instance: Make, hyper: Any, ganeti: Any) -> None:
+def test_a_reboot_of_what_is_not_here_is_an_error(
+    make_instance: Make, hyper: Any, ganeti: Any
+) -> None:
     instance, _ = make_instance()
     with pytest.raises(ganeti.errors.HypervisorError, match=WEB1):
         hyper().RebootInstance(instance)
 
 
-def test_started_paused_it_is_mounted_only_and_counts_as_running(make_instance: Make, hyper: Any) -> None:
+def test_started_paused_it_is_mounted_only_and_counts_as_running(
+    make_instance: Make, hyper: Any
+) -> None:
     instance, devices = make_instance()
     hyper().StartInstance(instance, devices, True)
     assert not (root_of(hyper) / "var/calls").exists()
@@ -142,29 +154,33 @@ def test_a_changed_parameter_counts_from_the_next_start(make_instance: Make, hyp
 
 def test_a_stop_ends_when_its_last_process_does(make_instance: Make, hyper: Any) -> None:
     slow = "trap 'sleep 0.3; exit' TERM; while :; do sleep 0.01; done"
-    instance, devices = make_instance(start=f'sh -c "{slow}" </dev/null >/dev/null 2>&1 &', stop=":")
+    instance, devices = make_instance(
+        start=f'sh -c "{slow}" </dev/null >/dev/null 2>&1 &', stop=":"
+    )
     hyper().StartInstance(instance, devices, False)
     hyper().StopInstance(instance, timeout=120)  # TERM alone: nothing was killed
     assert hyper().GetInstanceInfo(WEB1) is None
 
 
-def escalations(hyper: Any, instance: Any, monkeypatch: pytest.MonkeyPatch, **how: Any) -> list[tuple[str, float]]:
+def escalations(
+    hyper: Any, instance: Any, monkeypatch: pytest.MonkeyPatch, **how: Any
+) -> list[tuple[str, float]]:
     """What a stop would signal, and how long it would wait; and how long its script may take."""
-    from chrootfw import killing, scripts
+    from chrootfw.lifecycle import init_script, kill
 
     found: list[tuple[str, float]] = []
-    run, carry_out = scripts.run, killing.carry_out
+    run, carry_out = init_script.run, kill.execute_escalations
 
     def noting_run(command: Any, *args: Any, **kwargs: Any) -> Any:
         found.append(("script", command.timeout))
         return run(command, *args, **kwargs)
 
-    def noting_carry_out(living: Any, plugin: str, steps: Any) -> None:
+    def noting_carry_out(own_processes: Any, plugin: str, steps: Any) -> None:
         found.extend((signal.Signals(step.signal).name, step.grace) for step in steps)
-        carry_out(living, plugin, steps)
+        carry_out(own_processes, plugin, steps)
 
-    monkeypatch.setattr("chrootfw.scripts.run", noting_run)
-    monkeypatch.setattr("chrootfw.killing.carry_out", noting_carry_out)
+    monkeypatch.setattr("chrootfw.lifecycle.init_script.run", noting_run)
+    monkeypatch.setattr("chrootfw.lifecycle.kill.execute_escalations", noting_carry_out)
     hyper().StopInstance(instance, **how)
     return found
 
@@ -172,14 +188,19 @@ def escalations(hyper: Any, instance: Any, monkeypatch: pytest.MonkeyPatch, **ho
 @pytest.mark.parametrize(
     ("timeout", "script", "grace"),
     [
-        (120, 60, 2),  # room for all: its own times
+        (120, 117, 2),  # the script has no time of its own
         (30, 27, 2),  # the script gets what grace and reserve leave
         (2, 1, 1),  # a part each
         (0, 0.01, 0),
     ],
 )
 def test_a_stop_shares_out_the_callers_time(
-    make_instance: Make, hyper: Any, monkeypatch: pytest.MonkeyPatch, timeout: int, script: float, grace: float
+    make_instance: Make,
+    hyper: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    timeout: int,
+    script: float,
+    grace: float,
 ) -> None:
     instance, devices = make_instance(stop=":", extra_config="grace:2")
     hyper().StartInstance(instance, devices, False)
@@ -189,7 +210,95 @@ def test_a_stop_shares_out_the_callers_time(
     assert found["script"] + found["SIGTERM"] <= max(timeout, 0.01)
 
 
-def test_a_stubborn_daemon_costs_its_grace_period_and_is_killed(make_instance: Make, hyper: Any) -> None:
+@pytest.mark.parametrize(
+    ("timeout", "extra", "script", "grace"),
+    [
+        (300, "", 289, 299),  # nothing set: the caller's time is the instance's
+        (120, "", 109, 119),
+        (2, "", 1, 1),
+        (300, "grace:20", 279, 20),
+        (300, "stop_script_timeout:30", 30, 299),
+        (300, "grace:10;stop_script_timeout:60", 60, 10),  # set to what the defaults are
+    ],
+)
+def test_times_that_are_not_set_are_the_callers(
+    make_instance: Make,
+    hyper: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    timeout: int,
+    extra: str,
+    script: float,
+    grace: float,
+) -> None:
+    instance, devices = make_instance(stop=":", extra_config=extra)
+    hyper().StartInstance(instance, devices, False)
+    found = dict(escalations(hyper, instance, monkeypatch, timeout=timeout))
+    assert script - 0.5 <= found["script"] <= script
+    assert grace - 1 <= found["SIGTERM"] <= grace
+
+
+def test_without_a_callers_time_the_instances_own_counts(
+    make_instance: Make, hyper: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    instance, devices = make_instance(stop=":")
+    hyper().StartInstance(instance, devices, False)
+    found = dict(escalations(hyper, instance, monkeypatch))
+    assert found["script"] == 60
+    assert found["SIGTERM"] == 10
+
+
+@pytest.mark.parametrize("moment", ["running", "after a start that failed", "after a stop"])
+def test_while_it_is_up_ganetis_own_class_cannot_mount_its_disk(
+    make_instance: Make, hyper: Any, ganeti: Any, stocks: Any, moment: str
+) -> None:
+    """As after an upgrade of the node's Python, when Ganeti finds its own class again."""
+    start = "exit 3" if "failed" in moment else None
+    instance, devices = make_instance(**({"start": start} if start else {}))
+    own = stocks.released()
+    hyper.stock_dir = own._ROOT_DIR
+    if start:
+        with pytest.raises(ganeti.errors.HypervisorError):
+            hyper().StartInstance(instance, devices, False)
+    else:
+        hyper().StartInstance(instance, devices, False)
+    if moment == "after a stop":
+        hyper().StopInstance(instance, timeout=30)
+    place = Path(own._ROOT_DIR) / instance.name
+    if moment != "running":
+        assert not place.exists()
+        return
+    assert "chrootfw" in place.read_text()
+    with pytest.raises(Exception, match="."):
+        own.StartInstance(instance, devices, False)
+    assert not kernelview.mounts_below(own._ROOT_DIR)
+    assert len(kernelview.loops_over(devices[0][1])) == 1
+    assert state_of(hyper, instance.name) is not None
+
+
+def test_what_ganetis_own_class_has_mounted_is_not_started_a_second_time(
+    make_instance: Make, hyper: Any, ganeti: Any, mounted: Callable[..., Path], tmp_path: Path
+) -> None:
+    instance, devices = make_instance()
+    hyper.stock_dir = str(tmp_path / "own")
+    (tmp_path / "own").mkdir()
+    mounted(tmp_path / "own" / instance.name, "-t", "tmpfs", "own")
+    with pytest.raises(ganeti.errors.HypervisorError, match=f"Ganeti's own class.*{instance.name}"):
+        hyper().StartInstance(instance, devices, False)
+    assert hyper().GetInstanceInfo(instance.name) is None
+
+
+def test_an_empty_directory_of_ganetis_own_class_is_no_obstacle(
+    make_instance: Make, hyper: Any
+) -> None:
+    instance, devices = make_instance()
+    (Path(hyper.stock_dir) / instance.name).mkdir(parents=True)
+    hyper().StartInstance(instance, devices, False)
+    assert (Path(hyper.stock_dir) / instance.name).is_file()
+
+
+def test_a_stubborn_daemon_costs_its_grace_period_and_is_killed(
+    make_instance: Make, hyper: Any
+) -> None:
     instance, devices = make_instance(start=STUBBORN, stop=":", extra_config="grace:0.2")
     hyper().StartInstance(instance, devices, False)
     began = time.monotonic()
@@ -223,7 +332,9 @@ def test_info_has_memory_and_cpus(web1: Any, hyper: Any) -> None:
     name, number, memory, vcpus, state, times = hyper().GetInstanceInfo(WEB1)
     assert (name, number, vcpus, state) == (WEB1, 0, 3, RUNNING)
     assert memory >= 1
-    assert all(type(value) is int for value in (memory, vcpus, state, times))  # Ganeti's Haskell half takes no others
+    assert all(
+        type(value) is int for value in (memory, vcpus, state, times)
+    )  # Ganeti's Haskell half takes no others
     assert hyper().GetAllInstancesInfo() == [hyper().GetInstanceInfo(WEB1)]
 
 
@@ -242,7 +353,9 @@ def test_ganetis_backend_understands_the_infos(
 def test_an_instance_that_died_is_shut_down_and_not_gone(web1: Any, hyper: Any) -> None:
     subprocess.run(["kill", (root_of(hyper) / "run/daemon").read_text().strip()], check=True)
     wait_until(lambda: hyper().ListInstances() == [])
-    assert state_of(hyper, WEB1) == SHUTDOWN  # so that a shutdown goes through StopInstance, which can fail
+    assert (
+        state_of(hyper, WEB1) == SHUTDOWN
+    )  # so that a shutdown goes through StopInstance, which can fail
     hyper().StopInstance(web1)
     assert hyper().GetInstanceInfo(WEB1) is None
 
@@ -262,7 +375,11 @@ def test_an_instance_that_died_starts_again(
 
 
 def test_as_long_as_the_disk_is_not_free_a_shutdown_fails(
-    make_instance: Make, hyper: Any, ganeti: Any, monkeypatch: pytest.MonkeyPatch, outside: Callable[..., Any]
+    make_instance: Make,
+    hyper: Any,
+    ganeti: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    outside: Callable[..., Any],
 ) -> None:
     """A failover mounts the image elsewhere when the shutdown here says that it succeeded."""
     instance, devices = make_instance(extra_config="holders:name")
@@ -274,7 +391,9 @@ def test_as_long_as_the_disk_is_not_free_a_shutdown_fails(
     assert state_of(hyper, WEB1) == SHUTDOWN
     assert hyper().ListInstances() == [WEB1]  # gnt-cluster verify sees it, wherever it ought to be
     with pytest.raises(ganeti.backend.RPCFail, match=f"pid {holder.pid}"):
-        ganeti.backend.InstanceShutdown(instance, 120, [], store_reason=False)  # again, with nothing alive
+        ganeti.backend.InstanceShutdown(
+            instance, 120, [], store_reason=False
+        )  # again, with nothing alive
     holder.kill()
     holder.wait()
     ganeti.backend.InstanceShutdown(instance, 120, [], store_reason=False)
@@ -298,7 +417,9 @@ def test_verify_finds_nothing_or_says_it(hyper: Any, run_dir: Path) -> None:
     run_dir.chmod(0o755)
 
 
-def test_the_console_is_asked_for_on_another_node(make_instance: Make, hyper: Any, ganeti: Any) -> None:
+def test_the_console_is_asked_for_on_another_node(
+    make_instance: Make, hyper: Any, ganeti: Any
+) -> None:
     instance, _ = make_instance()  # nothing of it is mounted here
     node = ganeti.objects.Node(name="node2", uuid="u2", ndparams={})
     group = ganeti.objects.NodeGroup(name="group", ndparams={})
@@ -308,19 +429,21 @@ def test_the_console_is_asked_for_on_another_node(make_instance: Make, hyper: An
     assert console.command == ["/usr/local/sbin/chrootfw-ganeti", "shell", WEB1]
 
 
-def test_powercycle_asks_the_node_for_it(hyper: Any, ganeti: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from chrootfw import node
+def test_powercycle_asks_the_node_for_it(
+    hyper: Any, ganeti: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from chrootfw.errors import ChrootfwError
+    from chrootfw.lifecycle import powercycle
 
     asked = []
-    monkeypatch.setattr(node, "powercycle", lambda: asked.append("reset") or "asked")
+    monkeypatch.setattr(powercycle, "reset_machine", lambda: asked.append("reset") or "asked")
     hyper.PowercycleNode({})
     assert asked == ["reset"]
 
     def fail() -> str:
         raise ChrootfwError("cannot restart this machine")
 
-    monkeypatch.setattr(node, "powercycle", fail)
+    monkeypatch.setattr(powercycle, "reset_machine", fail)
     with pytest.raises(ganeti.errors.HypervisorError, match="cannot restart"):
         hyper.PowercycleNode({})
 
@@ -339,9 +462,9 @@ def test_ballooning_without_a_memory_controller_says_so(web1: Any, hyper: Any, g
 
 
 def cgroup_of(hyper: Any) -> Path:
-    from chrootfw.inventory import Survey
+    from chrootfw.state.snapshot import read_instance
 
-    return Path(Survey(hyper.run_dir).cgroups.get(WEB1)[-1])
+    return Path(read_instance(hyper.run_dir, WEB1).groups(WEB1)[-1])
 
 
 @pytest.fixture
@@ -353,10 +476,12 @@ def controlled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     (group / "memory.stat").write_text(f"anon {20 << 20}\nfile {99 << 20}\nkernel {2 << 20}\n")
 
     class Seen:
-        def __init__(self, run_dir: str) -> None:
-            self.cgroups = {WEB1: [str(group)]}
+        def groups(self, name: str) -> list[str]:
+            return [str(group)] if name == WEB1 else []
 
-    monkeypatch.setattr("chrootfw_ganeti.memory.Survey", Seen)
+    seen = types.SimpleNamespace(read_instance=lambda _run_dir, _name: Seen())
+    monkeypatch.setattr("chrootfw_ganeti.memory.snapshots", seen)
+    monkeypatch.setattr("chrootfw_ganeti.memory.require_controller", lambda _name: None)
     return group
 
 
@@ -366,14 +491,20 @@ def test_ballooning_writes_the_limit(make_instance: Make, hyper: Any, controlled
     assert (controlled / "memory.max").read_text() == str(64 << 20)
 
 
-def test_ballooning_kills_nobody(make_instance: Make, hyper: Any, ganeti: Any, controlled: Path) -> None:
+def test_ballooning_kills_nobody(
+    make_instance: Make, hyper: Any, ganeti: Any, controlled: Path
+) -> None:
     instance, devices = make_instance()
-    with pytest.raises(ganeti.errors.HypervisorError, match="22 MiB are in use that it cannot give back"):
+    with pytest.raises(
+        ganeti.errors.HypervisorError, match="22 MiB are in use that it cannot give back"
+    ):
         hyper().BalloonInstanceMemory(instance, 21)
     assert (controlled / "memory.max").read_text() == "max\n"
 
 
-@pytest.mark.parametrize(("wanted", "mebibytes"), [("48M", 48), ("1G", 1024), ("maxmem", 128), ("77", 77)])
+@pytest.mark.parametrize(
+    ("wanted", "mebibytes"), [("48M", 48), ("1G", 1024), ("maxmem", 128), ("77", 77)]
+)
 def test_a_limit_from_the_start_on(
     make_instance: Make, hyper: Any, controlled: Path, wanted: str, mebibytes: int
 ) -> None:
@@ -415,7 +546,9 @@ def test_a_cold_migration(
     info = hyper().MigrationInfo(instance)
     assert isinstance(info, str)
     Target().AcceptInstance(instance, info, "192.0.2.2")
-    assert hyper().GetMigrationStatus(instance).status == ganeti.constants.HV_MIGRATION_FAILED  # not yet
+    assert (
+        hyper().GetMigrationStatus(instance).status == ganeti.constants.HV_MIGRATION_FAILED
+    )  # not yet
     hyper().MigrateInstance("cluster", instance, "192.0.2.2", False)
     assert hyper().GetMigrationStatus(instance).status == ganeti.constants.HV_MIGRATION_COMPLETED
     hyper().FinalizeMigrationSource(instance, True, False)
@@ -461,7 +594,6 @@ def test_ganetis_stored_defaults_are_complete(hyper: Any) -> None:
     hyper.CheckParameterSyntax({"init_script": SCRIPT})  # all that Ganeti knows by itself
     hyper.ValidateParameters({"init_script": SCRIPT})
     assert hyper.AssessParameters({"init_script": SCRIPT}) == []
-    assert hyper.GetAncillaryFiles() == ([], [])
 
 
 @pytest.mark.parametrize(
@@ -489,14 +621,18 @@ def test_a_wrong_parameter_is_refused_on_the_master(
         hyper.CheckParameterSyntax({"init_script": SCRIPT, **hvparams})
 
 
-def test_our_own_parameters_reach_the_start(make_instance: Make, hyper: Any, tmp_path: Path) -> None:
+def test_our_own_parameters_reach_the_start(
+    make_instance: Make, hyper: Any, tmp_path: Path
+) -> None:
     data = tmp_path / "data"
     data.mkdir()
-    instance, devices = make_instance(extra_config=f"binds:{data}:/srv:ro ; grace:1.5 ; read_only:false")
+    instance, devices = make_instance(
+        extra_config=f"binds:{data}:/srv:ro ; grace:1.5 ; read_only:false"
+    )
     hyper.CheckParameterSyntax(instance.hvparams)
     hyper().StartInstance(instance, devices, False)
-    intent = json.loads((Path(hyper.run_dir) / WEB1 / "intent.json").read_text())
-    params = intent["instance"]["params"]
+    record = json.loads((Path(hyper.run_dir) / WEB1 / "record.json").read_text())
+    params = record["instance"]["params"]
     assert params["grace"] == 1.5
     assert params["binds"] == [f"{data}:/srv:ro"]
     assert params["holders"] == "kill"
@@ -508,7 +644,9 @@ def test_each_own_parameter_has_a_name_that_ganeti_knows(hyper: Any, ganeti: Any
 
 
 @pytest.mark.parametrize("what", ["HotAddDevice", "HotDelDevice", "HotModDevice"])
-def test_hotplug_is_refused_as_its_callers_expect(make_instance: Make, hyper: Any, ganeti: Any, what: str) -> None:
+def test_hotplug_is_refused_as_its_callers_expect(
+    make_instance: Make, hyper: Any, ganeti: Any, what: str
+) -> None:
     instance, _ = make_instance()
     with pytest.raises(ganeti.errors.HotplugError):
         getattr(hyper(), what)(instance, "disk", None, None, 0)
@@ -540,7 +678,11 @@ def test_nothing_but_a_hypervisor_error_leaves_it(
     make_instance: Make, hyper: Any, ganeti: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     instance, devices = make_instance()
-    for failure in (RuntimeError("a surprise"), OSError(28, "No space left on device", "/run/x"), KeyError("x")):
+    for failure in (
+        RuntimeError("a surprise"),
+        OSError(28, "No space left on device", "/run/x"),
+        KeyError("x"),
+    ):
 
         def fail(*_args: Any, failure: Exception = failure, **_how: Any) -> None:
             raise failure
@@ -561,7 +703,9 @@ def test_an_error_is_one_line_with_a_hint(make_instance: Make, hyper: Any, ganet
     assert "the reason" in text
 
 
-def test_the_guards_of_a_shared_disk_are_asked(make_instance: Make, hyper: Any, ganeti: Any) -> None:
+def test_the_guards_of_a_shared_disk_are_asked(
+    make_instance: Make, hyper: Any, ganeti: Any
+) -> None:
     instance, devices = make_instance()
     seen = []
 

@@ -39,8 +39,11 @@ def test_a_normal_stop_is_a_type_error(make_instance: Make, hyper: Any, stocks: 
 def test_the_shutdown_loop_costs_five_seconds_or_what_the_daemon_needs(
     make_instance: Make, hyper: Any, stocks: Any, ganeti: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slow = "trap 'sleep 0.3; exit' TERM; while :; do sleep 0.01; done"
-    instance, devices = make_instance(start=f'sh -c "{slow}" </dev/null >/dev/null 2>&1 &', stop=":")
+    slow = "trap 'sleep 0.3; exit' TERM; : >/ready; while :; do sleep 0.01; done"
+    daemon = f'rm -f /ready; sh -c "{slow}" </dev/null >/dev/null 2>&1 &'
+    instance, devices = make_instance(
+        start=f"{daemon} while [ ! -e /ready ]; do sleep 0.01; done", stop=":"
+    )
     taken = {}
     for kind in (stocks.repaired, hyper):
         monkeypatch.setitem(ganeti.hypervisor._HYPERVISOR_MAP, "chroot", kind)
@@ -89,12 +92,16 @@ def wait_until(holds: Callable[[], bool]) -> None:
         time.sleep(0.001)
 
 
-def test_a_stop_script_that_fails_keeps_everything_alive(make_instance: Make, hyper: Any, stocks: Any) -> None:
+def test_a_stop_script_that_fails_keeps_everything_alive(
+    make_instance: Make, hyper: Any, stocks: Any
+) -> None:
     instance, devices = make_instance(stop="exit 1")
     stocks.repaired().StartInstance(instance, devices, False)
     with pytest.raises(Exception, match="Can't run the chroot stop script"):
         stocks.repaired().StopInstance(instance, timeout=10)
-    assert stocks.repaired().GetInstanceInfo(WEB1) is not None  # nobody was signalled, and Ganeti goes no further
+    assert (
+        stocks.repaired().GetInstanceInfo(WEB1) is not None
+    )  # nobody was signalled, and Ganeti goes no further
     stocks.repaired().StopInstance(instance, force=True)
     stocks.repaired().CleanupInstance(WEB1)
 
@@ -162,7 +169,9 @@ def test_with_the_root_unmounted_nobody_is_killed(
     assert [stranger.poll() for stranger in strangers] == [None] * 5
 
 
-def test_a_mount_in_the_root_is_left_and_the_failure_hidden(make_instance: Make, hyper: Any, stocks: Any) -> None:
+def test_a_mount_in_the_root_is_left_and_the_failure_hidden(
+    make_instance: Make, hyper: Any, stocks: Any
+) -> None:
     """Ganeti looks below /var/run, the mount table says /run: no mount below a root is ever found."""
     instance, devices = make_instance(start=f"mkdir -p /mnt/a; mount -t tmpfs t /mnt/a; {DAEMON}")
     real = stocks.place
@@ -186,10 +195,14 @@ def test_a_mount_in_the_root_is_left_and_the_failure_hidden(make_instance: Make,
 def test_web1_is_not_web10(make_instance: Make, hyper: Any, stocks: Any) -> None:
     """Ganeti takes a path that begins alike for one that lies below."""
     one, devices = make_instance("web1")
-    ten, its_devices = make_instance("web10", start=f"mkdir -p /mnt/a; mount -t tmpfs t /mnt/a; {DAEMON}")
+    ten, its_devices = make_instance(
+        "web10", start=f"mkdir -p /mnt/a; mount -t tmpfs t /mnt/a; {DAEMON}"
+    )
     stocks.repaired().StartInstance(one, devices, False)
     stocks.repaired().StartInstance(ten, its_devices, False)
-    assert str(stocks.place / "web10/mnt/a") in stocks.repaired._GetMountSubdirs(str(stocks.place / "web1"))
+    assert str(stocks.place / "web10/mnt/a") in stocks.repaired._GetMountSubdirs(
+        str(stocks.place / "web1")
+    )
     subprocess.run(["umount", str(stocks.place / "web10/mnt/a")], check=True)
     for instance in (one, ten):
         stocks.repaired().StopInstance(instance, force=True)
@@ -204,7 +217,9 @@ def test_web1_is_not_web10(make_instance: Make, hyper: Any, stocks: Any) -> None
 
 def test_a_mount_point_with_a_blank(make_instance: Make, hyper: Any) -> None:
     r"""Ganeti hands ``\040`` to umount(8)."""
-    instance, devices = make_instance(start=f"mkdir -p '/mnt/a b'; mount -t tmpfs t '/mnt/a b'; {DAEMON}")
+    instance, devices = make_instance(
+        start=f"mkdir -p '/mnt/a b'; mount -t tmpfs t '/mnt/a b'; {DAEMON}"
+    )
     hyper().StartInstance(instance, devices, False)
     hyper().StopInstance(instance)
     assert state_of(hyper, WEB1) is None
@@ -222,7 +237,9 @@ def test_the_directory_of_an_instance_is_left(make_instance: Make, hyper: Any, s
     assert not (Path(hyper.run_dir) / WEB1).exists()
 
 
-def test_a_start_that_fails_leaves_the_mount(make_instance: Make, hyper: Any, stocks: Any, ganeti: Any) -> None:
+def test_a_start_that_fails_leaves_the_mount(
+    make_instance: Make, hyper: Any, stocks: Any, ganeti: Any
+) -> None:
     instance, devices = make_instance(start="exit 3")
     with pytest.raises(ganeti.errors.HypervisorError):
         stocks.repaired().StartInstance(instance, devices, False)
@@ -234,7 +251,9 @@ def test_a_start_that_fails_leaves_the_mount(make_instance: Make, hyper: Any, st
     assert not (Path(hyper.run_dir) / WEB1).exists()
 
 
-def test_a_start_that_leaves_no_process_succeeds(make_instance: Make, hyper: Any, stocks: Any, ganeti: Any) -> None:
+def test_a_start_that_leaves_no_process_succeeds(
+    make_instance: Make, hyper: Any, stocks: Any, ganeti: Any
+) -> None:
     instance, devices = make_instance(start="true")
     stocks.repaired().StartInstance(instance, devices, False)
     assert stocks.repaired().GetInstanceInfo(WEB1) is None
@@ -247,7 +266,9 @@ def test_a_start_that_leaves_no_process_succeeds(make_instance: Make, hyper: Any
     hyper().StartInstance(instance, devices, False)
 
 
-def test_another_disk_for_a_mounted_root_is_ignored(make_instance: Make, hyper: Any, stocks: Any, ganeti: Any) -> None:
+def test_another_disk_for_a_mounted_root_is_ignored(
+    make_instance: Make, hyper: Any, stocks: Any, ganeti: Any
+) -> None:
     instance, devices = make_instance(start="true", extra_config="require_process:false")
     other = Path(devices[0][1]).with_name("other.img")
     roots.make_image(other, "ext4", None, 8 << 20)
@@ -261,10 +282,14 @@ def test_another_disk_for_a_mounted_root_is_ignored(make_instance: Make, hyper: 
         hyper().StartInstance(instance, second, False)
 
 
-def test_an_image_that_is_mounted_is_mounted_again(make_instance: Make, hyper: Any, stocks: Any, ganeti: Any) -> None:
+def test_an_image_that_is_mounted_is_mounted_again(
+    make_instance: Make, hyper: Any, stocks: Any, ganeti: Any
+) -> None:
     """Two instances, one disk: on Ganeti's class both write to it."""
     instance, devices = make_instance()
-    twin = ganeti.objects.Instance(name="twin.example.com", hvparams=instance.hvparams, beparams=instance.beparams)
+    twin = ganeti.objects.Instance(
+        name="twin.example.com", hvparams=instance.hvparams, beparams=instance.beparams
+    )
     stocks.repaired().StartInstance(instance, devices, False)
     with pytest.raises(ganeti.errors.HypervisorError, match="already in use"):
         hyper().StartInstance(twin, devices, False)
@@ -309,7 +334,9 @@ def test_soft_reboot_and_balloon(make_instance: Make, hyper: Any, stocks: Any, g
     assert calls(hyper, WEB1) == ["start", "stop", "start"]
 
 
-def test_a_stop_by_name_alone_is_an_attribute_error(make_instance: Make, hyper: Any, stocks: Any) -> None:
+def test_a_stop_by_name_alone_is_an_attribute_error(
+    make_instance: Make, hyper: Any, stocks: Any
+) -> None:
     with pytest.raises(AttributeError):
         stocks.repaired().StopInstance(None)
     with pytest.raises(Exception, match="neither an instance nor a name"):
@@ -346,3 +373,12 @@ def test_lists_do_not_look_at_proc_for_each_instance(
     assert len(hyper().GetAllInstancesInfo()) == 5
     assert len(hyper().ListInstances()) == 5
     assert looks <= (0 if tracking == "cgroup" else 2)
+
+
+def test_an_error_is_text_that_ganeti_can_read(make_instance: Make, hyper: Any) -> None:
+    """Ganeti's commands and jobs end with a UnicodeDecodeError at text that is not ASCII (its issues 483 and 503)."""
+    instance, devices = make_instance(start="echo 'Ger\u00e4t belegt\u2026'; exit 3")
+    with pytest.raises(Exception, match="exited with status 3") as failed:
+        hyper().StartInstance(instance, devices, False)
+    assert str(failed.value).isascii()
+    assert "belegt..." in str(failed.value)

@@ -1,4 +1,4 @@
-"""``chrootfw ganeti install|remove|status`` in a node's tree of files: this machine's, with Debian's Ganeti laid over it."""
+"""``chrootfw ganeti install|remove|status`` in a node's tree of files: a Debian 12 with Ganeti, whatever this machine is."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import node_system
 import pytest
 from hypervisor_fixtures import *  # noqa: F403
-from hypervisor_fixtures import ganeti_packages
+
+from chrootfw.errors import ChrootfwError
+from chrootfw_ganeti import installation
 
 HOOK = "usr/local/lib/python3.11/dist-packages/chrootfw_ganeti_hook.py"
 PTH = "usr/local/lib/python3.11/dist-packages/zz_chrootfw_ganeti.pth"
@@ -31,11 +34,12 @@ NAME = "print(c.__module__ + ':' + c.__name__)"
 
 
 class Node:
-    """A tree of files: an overlay over this machine's root."""
+    """A tree of files: an overlay over a node's system."""
 
-    def __init__(self, root: Path, upper: Path) -> None:
+    def __init__(self, root: Path, upper: Path, system: Path) -> None:
         self.root = root
         self.upper = upper
+        self.system = system
 
     def chrootfw(self, *arguments: str, status: int = 0) -> str:
         command = [sys.executable, "-m", "chrootfw", "ganeti", *arguments, "--root", str(self.root)]
@@ -43,10 +47,18 @@ class Node:
         assert done.returncode == status, done.stdout + done.stderr
         return done.stdout + done.stderr
 
-    def python(self, program: str, *, argv0: str = "ganeti-noded", line: str = "") -> subprocess.CompletedProcess[str]:
+    def python(
+        self, program: str, *, argv0: str = "ganeti-noded", line: str = ""
+    ) -> subprocess.CompletedProcess[str]:
         program = program.replace("ARGV0", repr(argv0)).replace("LINE", line)
         command = ["chroot", str(self.root), "/usr/bin/python3", "-c", program]
-        return subprocess.run(command, capture_output=True, text=True, env={"PATH": "/usr/sbin:/usr/bin:/bin"}, cwd="/")
+        return subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            env={"PATH": "/usr/sbin:/usr/bin:/bin"},
+            cwd="/",
+        )
 
     def uses(self) -> str:
         done = self.python(ASK + NAME)
@@ -56,15 +68,20 @@ class Node:
     def files(self) -> set[str]:
         """What is not as it was, apart from byte code that Python itself writes."""
         found = (path for path in self.upper.rglob("*") if not path.is_dir())
-        return {str(path.relative_to(self.upper)) for path in found if path.parent.name != "__pycache__"}
+        return {
+            str(path.relative_to(self.upper)) for path in found if path.parent.name != "__pycache__"
+        }
 
 
 @pytest.fixture(scope="session")
-def debian_ganeti(private_namespace: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Debian's Ganeti on a file system of its own: the layers of an overlay must not lie in one another."""
+def debian_ganeti(
+    private_namespace: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    """The system of a node of the test cluster."""
     place = tmp_path_factory.mktemp("ganeti")
-    subprocess.run(["mount", "-t", "tmpfs", "ganeti", str(place)], check=True)
-    subprocess.run(["cp", "-a", f"{ganeti_packages.directory()}/.", str(place)], check=True)
+    node_system.install_tools()
+    image = node_system.layers("bookworm", "3.0.2")[-1]
+    subprocess.run(["mount", "-o", "loop,ro", "-t", "squashfs", str(image), str(place)], check=True)
     yield place
     subprocess.run(["umount", str(place)], check=True)
 
@@ -76,11 +93,11 @@ def node(tmp_path: Path, debian_ganeti: Path) -> Iterator[Node]:
     subprocess.run(["mount", "-t", "tmpfs", "node", str(place)], check=True)
     for name in ("upper", "work", "root"):
         (place / name).mkdir()
-    over = f"lowerdir={debian_ganeti}:/,upperdir={place}/upper,workdir={place}/work"
+    over = f"lowerdir={debian_ganeti},upperdir={place}/upper,workdir={place}/work"
     subprocess.run(["mount", "-t", "overlay", "node", "-o", over, str(place / "root")], check=True)
     subprocess.run(["mount", "-t", "proc", "proc", str(place / "root/proc")], check=True)
     subprocess.run(["mount", "--bind", "/dev", str(place / "root/dev")], check=True)
-    node = Node(place / "root", place / "upper")
+    node = Node(place / "root", place / "upper", debian_ganeti)
     yield node
     subprocess.run(["umount", "--recursive", str(place)], check=True)
     place.rmdir()
@@ -99,13 +116,18 @@ def test_installed_and_removed(node: Node) -> None:
     assert "restart ganeti-noded" in said
     assert node.uses() == OURS
     assert {HOOK, PTH, MARKER, COMMAND} <= node.files()
-    assert not [name for name in node.files() - before if "ganeti/" in name and not name.startswith(PACKAGES)]
+    assert not [
+        name
+        for name in node.files() - before
+        if "ganeti/" in name and not name.startswith((PACKAGES, "etc/ganeti/hooks/"))
+    ]
     assert checks(node)["class"]["status"] == "ok"
     node.chrootfw("remove")
     assert node.uses() == STOCK
-    assert node.files() - before <= {"etc/chrootfw"}  # an overlay marks as removed what this machine has
+    assert node.files() == before
     assert not list(node.root.glob("usr/local/**/*chrootfw*"))
-    assert (node.root / "etc/chrootfw").exists() == Path("/etc/chrootfw").exists()
+    assert not (node.root / "etc/chrootfw").exists()
+    assert not list(node.root.glob("etc/ganeti/hooks/*"))
     assert "nothing to do" in node.chrootfw("remove")
 
 
@@ -125,15 +147,9 @@ def test_not_beside_instances_of_ganetis_own_class(node: Node) -> None:
 
 
 def test_no_file_of_a_package_is_touched(node: Node) -> None:
-    before = {
-        path: path.read_bytes()
-        for path in ganeti_packages.directory().rglob("*")
-        if path.is_file() and not path.is_symlink()
-    }
     node.chrootfw("install")
     node.uses()
-    for path, data in before.items():
-        assert (node.root / path.relative_to(ganeti_packages.directory())).read_bytes() == data
+    assert not [name for name in node.files() if os.path.lexists(node.system / name)]
 
 
 def test_a_second_install_changes_nothing(node: Node) -> None:
@@ -158,10 +174,57 @@ def test_an_install_repairs(node: Node) -> None:
     assert checks(node)["packages"]["status"] == "ok"
 
 
+def test_it_comes_back_after_an_upgrade_of_python_without_its_environment(node: Node) -> None:
+    """The two files lie in the directory of a Python that is gone; what is installed repairs itself."""
+    node.chrootfw("install")
+    old = node.root / "usr/local/lib/python3.10/dist-packages"
+    old.mkdir(parents=True)
+    for name in (HOOK, PTH):
+        (node.root / name).rename(old / Path(name).name)
+    assert node.uses() == STOCK
+    done = subprocess.run(
+        ["chroot", str(node.root), f"/{COMMAND}", "ganeti", "install"],
+        capture_output=True, text=True, env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert node.uses() == OURS
+    assert not old.exists()
+    assert checks(node)["class"]["status"] == "ok"
+
+
+def test_it_does_not_come_back_beside_instances_that_ganetis_own_class_has_started_since(
+    node: Node,
+) -> None:
+    node.chrootfw("install")
+    old = node.root / "usr/local/lib/python3.10/dist-packages"
+    old.mkdir(parents=True)
+    for name in (HOOK, PTH):
+        (node.root / name).rename(old / Path(name).name)
+    place = node.root / "run/ganeti/chroot-hypervisor/web1.example.com"
+    place.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "web1", str(place)], check=True)
+    assert "mounted by Ganeti's own class: web1.example.com" in node.chrootfw("install", status=1)
+    subprocess.run(["umount", str(place)], check=True)
+    node.chrootfw("install")
+    assert node.uses() == OURS
+
+
+def test_removing_takes_away_what_kept_ganetis_own_class_from_mounting(node: Node) -> None:
+    node.chrootfw("install")
+    place = node.root / "run/ganeti/chroot-hypervisor"
+    place.mkdir(parents=True)
+    (place / "web1.example.com").write_text("chrootfw: web1.example.com runs here\n")
+    (place / "an-administrators-file").write_text("mine\n")
+    node.chrootfw("remove")
+    assert [path.name for path in place.iterdir()] == ["an-administrators-file"]
+
+
 def test_an_administrators_own_class_stays(node: Node) -> None:
     node.chrootfw("install")
     own = node.root / "usr/local/lib/python3.11/dist-packages/site_chroots.py"
-    own.write_text("from chrootfw_ganeti.hypervisor import ChrootHypervisor\nclass Own(ChrootHypervisor): pass\n")
+    own.write_text(
+        "from chrootfw_ganeti.hypervisor import ChrootHypervisor\nclass Own(ChrootHypervisor): pass\n"
+    )
     (node.root / MARKER).write_text("site_chroots:Own\n")
     node.chrootfw("install")
     assert node.uses() == "site_chroots:Own"
@@ -174,7 +237,10 @@ def test_our_packages_are_found_in_ganetis_processes_alone(node: Node) -> None:
         "import sys, importlib.util as u; print([u.find_spec(n) for n in ('chrootfw', 'chrootfw_ganeti')])"
     )
     assert plain.stdout.strip() == "[None, None]"
-    assert "chrootfw_ganeti_hook" not in node.python("import sys; print(sys.path, sys.modules.get('attr'))").stdout
+    assert (
+        "chrootfw_ganeti_hook"
+        not in node.python("import sys; print(sys.path, sys.modules.get('attr'))").stdout
+    )
     inside = node.python(
         ASK
         + "import attr, pluggy, psutil, simplejson, OpenSSL; print(attr.__file__, pluggy.__file__, psutil.__file__, sys.path)"
@@ -231,15 +297,22 @@ def test_a_broken_installation_starts_no_chroot(node: Node, how: str, says: str)
     elif how == "writable":
         marker.chmod(0o666)
     else:
-        marker.write_text({"class": "chrootfw_ganeti.hypervisor:Nobody", "module": "nobody:X", "empty": ""}[how])
+        marker.write_text(
+            {"class": "chrootfw_ganeti.hypervisor:Nobody", "module": "nobody:X", "empty": ""}[how]
+        )
     assert node.uses() == "chrootfw_ganeti_hook:BrokenChrootHypervisor"
     done = node.python(
-        ASK + "import logging; logging.basicConfig(format='LOG %(message)s'); import ganeti.backend as b\n"
+        ASK
+        + "import logging; logging.basicConfig(format='LOG %(message)s'); import ganeti.backend as b\n"
         "try: b.GetInstanceInfo('web1', 'chroot')\nexcept Exception as error: print(type(error).__name__)\n"
         "try: c.CheckParameterSyntax({})\nexcept Exception as error: print(type(error).__name__)\n"
         "print(hypervisor.GetHypervisorClass(constants.HT_KVM).__name__, c.GetAncillaryFiles())"
     )
-    assert done.stdout.splitlines() == ["HypervisorError", "HypervisorError", "KVMHypervisor ([], [])"], done.stderr
+    assert done.stdout.splitlines() == [
+        "HypervisorError",
+        "HypervisorError",
+        "KVMHypervisor ([], [])",
+    ], done.stderr
     assert "LOG chrootfw: No chroot can be managed on this node" in done.stderr
     assert says in done.stderr
     assert "chrootfw ganeti install" in done.stderr
@@ -302,14 +375,20 @@ installation.install(installation.Node(sys.argv[2]))
 """
 
 
-def test_status_tells_of_a_daemon_from_before(node: Node, outside: Callable[..., subprocess.Popen[str]]) -> None:
+def test_status_tells_of_a_daemon_from_before(
+    node: Node, outside: Callable[..., subprocess.Popen[str]]
+) -> None:
     """A program called ganeti-noded in the node's root."""
     place = node.root / "usr/local/bin"
     (place / "ganeti-noded").write_text("import time\nprint('up', flush=True)\ntime.sleep(3600)\n")
 
     def noded() -> subprocess.Popen[str]:
         process = outside(
-            "chroot", str(node.root), "/usr/bin/python3", "/usr/local/bin/ganeti-noded", stdout=subprocess.PIPE
+            "chroot",
+            str(node.root),
+            "/usr/bin/python3",
+            "/usr/local/bin/ganeti-noded",
+            stdout=subprocess.PIPE,
         )
         assert process.stdout is not None
         assert process.stdout.readline() == "up\n"
@@ -343,4 +422,17 @@ def test_python_starts_hardly_slower(node: Node) -> None:
     listing = "import sys; print('\\n'.join(sys.modules))"
     before = set(node.python(listing).stdout.split())
     node.chrootfw("install")
-    assert set(node.python(listing).stdout.split()) - before <= {"chrootfw_ganeti_hook", "__future__"}
+    assert set(node.python(listing).stdout.split()) - before <= {
+        "chrootfw_ganeti_hook",
+        "__future__",
+    }
+
+
+def test_the_nodes_python_has_a_time_limit() -> None:
+    with pytest.raises(ChrootfwError, match=r"did not end within 0\.5 s"):
+        installation.Node().ask("import time; time.sleep(60)", seconds=0.5)
+
+
+@pytest.mark.parametrize("what", ["install", "status"])
+def test_the_parameters_are_reset_at_a_removal_alone(node: Node, what: str) -> None:
+    assert "--cluster belongs to remove" in node.chrootfw(what, "--cluster", status=2)

@@ -1,4 +1,4 @@
-"""The frozen plugins, one for each minor version, as values (frozen/README.md)."""
+"""The frozen plugins, one for each minor version, and the next one, as values (frozen/README.md)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,12 @@ def directory_of(version: str) -> Path:
     return PLACE / f"v{version.replace('.', '_')}"
 
 
+def _versions() -> list[Path]:
+    found = PLACE.glob("v*")
+    return sorted(found, key=lambda path: [int(part) for part in path.name[1:].split("_")])
+
+
 ALL = [
-    Frozen(path.name.removeprefix("v").replace("_", "."), path)
-    for path in sorted(PLACE.glob("v*"), key=lambda path: [int(part) for part in path.name[1:].split("_")])
+    *(Frozen(path.name[1:].replace("_", "."), path) for path in _versions()),
+    Frozen("next", PLACE / "next"),
 ]

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,7 +35,9 @@ def run(*argv: str | Path, **how: Any) -> str:
         list(map(str, argv)), env={**environment, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}, stdin=subprocess.DEVNULL,
         capture_output=True, text=True, check=False, **{"cwd": "/", **how},
     )  # fmt: skip
-    assert done.returncode == 0, f"{' '.join(map(str, argv))}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+    assert done.returncode == 0, (
+        f"{' '.join(map(str, argv))}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+    )
     return done.stdout
 
 
@@ -64,13 +67,57 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installat
     base = tmp_path_factory.mktemp("installation")
     made = Installation(base / "venv", base / "chrootfw-quit-first", base / "wheels")
     run(sys.executable, "-m", "venv", "--without-pip", made.environment)
-    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", made.wheels, ROOT)
+    run(
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--wheel-dir",
+        made.wheels,
+        ROOT,
+    )
     made.pip("install", *made.wheels.glob("chrootfw-*.whl"), "pytest>=8")
     run(made.chrootfw, "new-plugin", "quit-first", cwd=base)
-    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", made.wheels, made.project)
+    run(
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--wheel-dir",
+        made.wheels,
+        made.project,
+    )
     made.pip("install", *made.wheels.glob("chrootfw_quit_first-*.whl"))
     yield made
     shutil.rmtree(base)
+
+
+def make_wheel(directory: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Build chrootfw on a machine whose C compiler fails."""
+    return subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", directory, ROOT],
+        env={**os.environ, "CC": "/bin/false", **environment}, stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, check=False, cwd="/",
+    )  # fmt: skip
+
+
+def test_an_installation_without_a_compiler_succeeds(tmp_path: Path) -> None:
+    """Its wheel is pure by its name too, and none that a machine with a compiler made."""
+    done = make_wheel(tmp_path, CHROOTFW_BUILD_NATIVE="auto")
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.iterdir()
+    assert wheel.name.endswith("-py3-none-any.whl")
+    assert not [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith((".so", ".c"))]
+
+
+def test_an_installation_that_requires_the_compiled_module_fails_without_it(tmp_path: Path) -> None:
+    done = make_wheel(tmp_path, CHROOTFW_BUILD_NATIVE="1")
+    assert done.returncode != 0
+    assert not list(tmp_path.iterdir())
 
 
 class Installed(driving.Cli):
@@ -81,8 +128,14 @@ class Installed(driving.Cli):
         self.bin = installation.environment / "bin"
 
     def begin(self, *argv: str, **how: Any) -> subprocess.Popen[str]:
-        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen(["chrootfw", *argv], env=self.environment(), text=True, cwd="/", **streams)
+        streams = {
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+        }
+        return subprocess.Popen(
+            ["chrootfw", *argv], env=self.environment(), text=True, cwd="/", **streams
+        )
 
     def environment(self) -> dict[str, str]:
         inherited = super().environment().items()
@@ -99,14 +152,30 @@ def test_the_plugin_is_found_beside_the_installed_chrootfw(installation: Install
     }  # fmt: skip
     assert told["failures"] == []
     where = run(
-        installation.python, "-c", "import chrootfw, chrootfw_quit_first as p; print(chrootfw.__file__, p.__file__)"
+        installation.python,
+        "-c",
+        "import chrootfw, chrootfw_quit_first as p; print(chrootfw.__file__, p.__file__)",
     )
     assert all(Path(file).is_relative_to(installation.environment) for file in where.split())
 
 
-def test_its_own_tests_pass_against_what_is_installed(installation: Installation, tmp_path: Path) -> None:
-    shutil.copytree(installation.project / "tests", tmp_path / "tests")  # away from the module of the project
-    said = run(installation.python, "-P", "-m", "pytest", "-W", "error", "-p", "no:cacheprovider", tmp_path / "tests")
+def test_its_own_tests_pass_against_what_is_installed(
+    installation: Installation, tmp_path: Path
+) -> None:
+    shutil.copytree(
+        installation.project / "tests", tmp_path / "tests"
+    )  # away from the module of the project
+    said = run(
+        installation.python,
+        "-P",
+        "-m",
+        "pytest",
+        "-W",
+        "error",
+        "-p",
+        "no:cacheprovider",
+        tmp_path / "tests",
+    )
     assert " passed" in said
 
 
@@ -129,7 +198,11 @@ def test_it_overrides_a_stage_of_a_real_instance_and_is_missed_when_it_is_gone(
     processes: list[subprocess.Popen[str]] = []
     try:
         live("--set", "quit_first=true")
-        planned = [step for step in command.json("plan", "stop", "web1")["steps"] if step["stage"] == "kill"]
+        planned = [
+            step
+            for step in command.json("plan", "stop", "web1")["steps"]
+            if step["stage"] == "kill"
+        ]
         assert [step["does"].split()[0] for step in planned] == ["SIGQUIT", "SIGTERM", "SIGKILL"]
         assert {step["plugin"] for step in planned} == {"quit_first"}
         stopped = command("stop", "web1", "-v")
@@ -149,7 +222,9 @@ def test_it_overrides_a_stage_of_a_real_instance_and_is_missed_when_it_is_gone(
         assert "[chrootfw_defaults.term_then_kill]" in stopped.stderr
         assert (web1.disk / "var/told").read_text() == "TERM\n"
         assert web1.is_gone()
-        refused = command("start", "web1", "--set", "quit_first=true", expect=2, says=["quit_first"])
+        refused = command(
+            "start", "web1", "--set", "quit_first=true", expect=2, says=["quit_first"]
+        )
         assert not kernelview.mounts_below(web1.root), refused
     finally:
         for process in processes:

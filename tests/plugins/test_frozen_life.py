@@ -15,10 +15,12 @@ import pytest
 from fixtures import *  # noqa: F403  # here and not in conftest.py, which speaks for modules that need no root, too
 
 import chrootfw
-from chrootfw.system import store
+from chrootfw.linux import files
 
 each = pytest.mark.parametrize("old", frozen.ALL, ids=[old.version for old in frozen.ALL])
-pytestmark = pytest.mark.filterwarnings("ignore::chrootfw.deprecated.ChrootfwDeprecationWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::chrootfw.hooks.deprecations.ChrootfwDeprecationWarning"
+)
 
 
 @each
@@ -37,7 +39,9 @@ def test_a_life_is_what_it_was(
         assert kernelview.mount_on(root / "mnt") is not None
         assert kernelview.mount_on(root / "sys") is None
         assert sorted(os.listdir(root.parent / "aux/frozen")) == ["inside", "link"]
-        inside = mine.run("web1", ["/bin/sh", "-c", "echo $FROZEN $PWD"], capture_output=True, text=True)
+        inside = mine.run(
+            "web1", ["/bin/sh", "-c", "echo $FROZEN $PWD"], capture_output=True, text=True
+        )
         assert inside.stdout == "ice /var\n"
         assert (place / "marker").read_text() == "ice"
     finally:
@@ -51,12 +55,16 @@ def test_a_life_is_what_it_was(
 
 def _frozen_record(old: frozen.Frozen, place: Path, disk: Path) -> dict[str, Any]:
     """The record as the old version wrote it, with the numbers of this machine and this boot."""
-    text = (old.directory / "intent.json").read_text()
-    for name, value in {"@BOOT_ID@": store.boot_id(), "@PLACE@/disk": disk, "@PLACE@": place}.items():
+    text = (old.directory / "record.json").read_text()
+    for name, value in {
+        "@BOOT_ID@": files.boot_id(),
+        "@PLACE@/disk": disk,
+        "@PLACE@": place,
+    }.items():
         text = text.replace(name, str(value))
     record: dict[str, Any] = json.loads(text)
     status = disk.stat()
-    record["namespace"] = store.mount_namespace()
+    record["namespace"] = files.mount_namespace()
     record["disks"][0] |= {"file": [status.st_dev, status.st_ino], "devices": [status.st_dev]}
     return record
 
@@ -71,12 +79,14 @@ def test_a_record_is_still_understood_by_what_stops_it(
     disk = make_root("disk")
     with_its_steps = {"PYTHONPATH": f"{cli.environment()['PYTHONPATH']}:{old.directory}"}
     try:
-        runtime.with_plugins(old.module().Everything(str(place))).start(old.instance(disk, frozen_word="water"))
-        record = run_dir / "web1/intent.json"
+        runtime.with_plugins(old.module().Everything(str(place))).start(
+            old.instance(disk, frozen_word="water")
+        )
+        record = run_dir / "web1/record.json"
         record.write_text(json.dumps(_frozen_record(old, place, disk)))
         assert cli("exec", "web1", "--", "/bin/sh", "-c", "echo $FROZEN").stdout == "ice\n"
         (shown,) = cli.json("info", "web1")["instances"]
-        assert f"Everything {old.version}.0" in shown["plugins"]
+        assert f"Everything {old.module().__version__}" in shown["plugins"]
         assert not shown.get("notes")
     finally:
         stopped = cli("stop", "web1", "--no-script", env=with_its_steps)

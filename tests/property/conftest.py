@@ -7,4 +7,6 @@ settings.load_profile("chrootfw")
 
 def pytest_configure(config):
     # Hypothesis imports libcst, where it is installed, to report a failure; its warning would end the whole run.
-    config.addinivalue_line("filterwarnings", "ignore:mypy_extensions.TypedDict is deprecated:DeprecationWarning")
+    config.addinivalue_line(
+        "filterwarnings", "ignore:mypy_extensions.TypedDict is deprecated:DeprecationWarning"
+    )

@@ -8,14 +8,16 @@ import os
 import threading
 
 import pytest
+import tiers
 
-from chrootfw.system import syscalls
+from chrootfw.linux import syscalls
 
 MS_BIND, MS_MOVE, MS_REC = 0x1000, 0x2000, 0x4000
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mount namespaces need root")
+_WHY_NOT = tiers.why_no_mounts()
+needs_root = pytest.mark.skipif(bool(_WHY_NOT), reason=_WHY_NOT)
 
 
 def in_private_namespace(function):

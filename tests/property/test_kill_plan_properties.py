@@ -15,7 +15,7 @@ escalations = st.builds(Escalation, st.sampled_from([1, 9, 15, 40]), st.floats(0
 
 @given(escalations, pids, pids, pids)
 def test_targets(step, own, holders, spared):
-    found = kill_plan.targets(step, own, holders, spared)
+    found = kill_plan.list_targets(step, own, holders, spared)
     assert len(set(found)) == len(found)
     assert all(pid > 1 for pid in found)
     assert not set(found) & set(spared)
@@ -43,15 +43,25 @@ def test_an_answer_passes_if_and_only_if_every_pid_was_given(answer, given_pids)
     assert (kill_plan.check(answer, given_pids) is None) is right
 
 
-anything = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4) | st.binary(max_size=4)
+anything = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=4)
+    | st.binary(max_size=4)
+)
 
 
-@given(st.lists(st.builds(Escalation, anything, anything, st.text() | st.lists(anything)) | anything) | anything)
+@given(
+    st.lists(st.builds(Escalation, anything, anything, st.text() | st.lists(anything)) | anything)
+    | anything
+)
 def test_check_answers_for_everything(answer):
     wrong = kill_plan.check(answer, [7, 8])
     if wrong is None:
         for step in kill_plan.complete(answer, force=True):
-            assert set(kill_plan.targets(step, [7], [8], ())) <= {7, 8}
+            assert set(kill_plan.list_targets(step, [7], [8], ())) <= {7, 8}
             assert kill_plan.describe(step)
             assert 0 <= step.grace <= kill_plan.GRACE_MAX
     else:
@@ -60,6 +70,6 @@ def test_check_answers_for_everything(answer):
 
 @given(st.floats(0, 100), st.booleans(), st.booleans())
 def test_our_own_strategy_is_right(grace, force, holders):
-    answer = kill_plan.term_then_kill(grace=grace, force=force, holders=holders)
+    answer = kill_plan.make_strategy(grace=grace, force=force, holders=holders)
     assert kill_plan.check(answer, []) is None
     assert kill_plan.complete(answer, force=True) == answer

@@ -11,9 +11,15 @@ from chrootfw.errors import InputError
 from chrootfw.model import Instance
 from chrootfw.planning import paths
 
-texts = st.text(st.characters(codec=None), max_size=12) | st.text("ab./-_\0\n ~é\udc80", max_size=12)
-long_names = st.builds(lambda a, n: a * n, st.sampled_from(["a", "Z9", "-", "web."]), st.integers(60, 300))
-components = st.text("ab. \n\\#é\udc80", min_size=1, max_size=6).filter(lambda c: c not in (".", ".."))
+texts = st.text(st.characters(codec=None), max_size=12) | st.text(
+    "ab./-_\0\n ~é\udc80", max_size=12
+)
+long_names = st.builds(
+    lambda a, n: a * n, st.sampled_from(["a", "Z9", "-", "web."]), st.integers(60, 300)
+)
+components = st.text("ab. \n\\#é\udc80", min_size=1, max_size=6).filter(
+    lambda c: c not in (".", "..")
+)
 
 
 def accepted(check, *arguments):

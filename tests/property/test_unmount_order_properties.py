@@ -5,11 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chrootfw.model import Mount
-from chrootfw.planning.mount_order import check_unmount_order, deepest_first
+from chrootfw.planning.mount_order import check_unmount_order, sort_for_unmounting
 
-names = st.sampled_from(["web1", "web10", "web", "a b", "new\nline", "\udcff", "#", "\\040"]) | st.text(
-    st.characters(exclude_characters="/\0", max_codepoint=0x2FF), min_size=1, max_size=4
-)
+names = st.sampled_from(
+    ["web1", "web10", "web", "a b", "new\nline", "\udcff", "#", "\\040"]
+) | st.text(st.characters(exclude_characters="/\0", max_codepoint=0x2FF), min_size=1, max_size=4)
 
 
 @st.composite
@@ -39,8 +39,8 @@ def trees(draw, min_size=0):
 
 
 @given(trees())
-def test_deepest_first_is_children_first(tree):
-    order = deepest_first(tree)
+def test_unmounting_order_is_children_first(tree):
+    order = sort_for_unmounting(tree)
     assert check_unmount_order(tree, order) is None
     # Not by the code under test: nothing is taken away while something is mounted on it.
     left = {mount.id: mount for mount in tree}
@@ -51,43 +51,49 @@ def test_deepest_first_is_children_first(tree):
 
 
 @given(trees())
-def test_deepest_first_of_its_own_order_as_a_table_is_the_same(tree):
+def test_unmounting_order_of_its_own_order_as_a_table_is_the_same(tree):
     """A table grows at its end, so an order to unmount is a table read backwards."""
-    order = deepest_first(tree)
-    assert deepest_first(order[::-1]) == order
+    order = sort_for_unmounting(tree)
+    assert sort_for_unmounting(order[::-1]) == order
 
 
 @given(trees(min_size=1), st.data())
 def test_a_dropped_mount_is_named(tree, data):
-    order = deepest_first(tree)
+    order = sort_for_unmounting(tree)
     dropped = order.pop(data.draw(st.integers(0, len(order) - 1)))
     assert check_unmount_order(tree, order) == f"it drops {dropped.target} (mount ID {dropped.id})"
 
 
 @given(trees(min_size=1), st.data())
 def test_a_doubled_mount_is_named(tree, data):
-    order = deepest_first(tree)
+    order = sort_for_unmounting(tree)
     twice = data.draw(st.sampled_from(order))
     order.insert(data.draw(st.integers(0, len(order))), twice)
-    assert check_unmount_order(tree, order) == f"it names {twice.target} (mount ID {twice.id}) twice"
+    assert (
+        check_unmount_order(tree, order) == f"it names {twice.target} (mount ID {twice.id}) twice"
+    )
 
 
-changes = st.sampled_from([{"id": 5}, {"target": "/etc"}, {"parent": 6}, {"source": "x"}, {"at": "aux:x"}])
+changes = st.sampled_from(
+    [{"id": 5}, {"target": "/etc"}, {"parent": 6}, {"source": "x"}, {"at": "aux:x"}]
+)
 
 
 @given(trees(min_size=1), changes, st.booleans(), st.data())
 def test_an_invented_mount_is_named(tree, change, instead, data):
-    order = deepest_first(tree)
+    order = sort_for_unmounting(tree)
     where = data.draw(st.integers(0, len(order) - 1))
     invented = attrs.evolve(order[where], **change)
     order[where : where + instead] = [invented]
     wrong = check_unmount_order(tree, order)
-    assert wrong == f"it invents a mount that is not there: {invented.target} (mount ID {invented.id})"
+    assert (
+        wrong == f"it invents a mount that is not there: {invented.target} (mount ID {invented.id})"
+    )
 
 
 @given(trees(min_size=2), st.data())
 def test_a_parent_before_its_child_is_named(tree, data):
-    order = deepest_first(tree)
+    order = sort_for_unmounting(tree)
     by_id = {mount.id: mount for mount in tree}
     child = data.draw(st.sampled_from([mount for mount in order if mount.parent in by_id]))
     parent = by_id[child.parent]

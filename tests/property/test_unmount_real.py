@@ -14,10 +14,10 @@ from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 from private_namespace import bind, in_private_namespace, move, needs_root, tmpfs
 
+from chrootfw.linux import mountinfo, statmount, syscalls, umount
+from chrootfw.linux.call_batch import NUMBERS, CallBatch
 from chrootfw.model import Mount
-from chrootfw.planning.mount_order import check_unmount_order, deepest_first
-from chrootfw.system import listmount, mounts, umount
-from chrootfw.system.call_lists import NUMBERS, CallList
+from chrootfw.planning.mount_order import check_unmount_order, sort_for_unmounting
 
 pytestmark = needs_root
 
@@ -25,14 +25,28 @@ AT_FDCWD, AT_REMOVEDIR = -100, 0x200
 MOUNTS_MAX = 40  # recursive binds double a tree
 NO_SUCH_PLACE = (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ELOOP)
 
-odd = st.binary(min_size=1, max_size=6).map(lambda raw: raw.replace(b"/", b" ").replace(b"\0", b"\n"))
+odd = st.binary(min_size=1, max_size=6).map(
+    lambda raw: raw.replace(b"/", b" ").replace(b"\0", b"\n")
+)
 names = odd.filter(lambda name: name not in (b".", b"..")) | st.sampled_from(
     [b"web1", b"web10", b" ", b"\n", b"\\", b"\\040", b"a#b", b"a (deleted)", b"\xff", b"-"]
 )
 index = st.integers(0, 30)  # into what is there, modulo its length
-kinds = ["directory", "symlink", "file", "tmpfs", "bind", "bind recursively", "move", "stack", "hide"]
+kinds = [
+    "directory",
+    "symlink",
+    "file",
+    "tmpfs",
+    "bind",
+    "bind recursively",
+    "move",
+    "stack",
+    "hide",
+]
 # Most trees have many steps: short ones hide and stack little. The empty one is among the examples below.
-steps = st.lists(st.tuples(st.sampled_from([*kinds, "directory", "hide"]), index, index), min_size=8, max_size=45)
+steps = st.lists(
+    st.tuples(st.sampled_from([*kinds, "directory", "hide"]), index, index), min_size=8, max_size=45
+)
 
 
 class Ground:
@@ -53,15 +67,21 @@ class Ground:
         self.outside = self.ids_outside()
 
     def ids_outside(self):
-        inside = {entry.id for entry in mounts.below(self.root)}
-        return [entry.id for entry in mounts.below(self.base) if entry.id not in inside]
+        inside = {entry.id for entry in mountinfo.list_mounts_below(self.root)}
+        return [
+            entry.id for entry in mountinfo.list_mounts_below(self.base) if entry.id not in inside
+        ]
 
     def visible(self, kind):
         """The directories or files that can be reached now, symlinks not followed."""
         found = [self.root] if kind == "directories" else []
         for where, directories, files in itertools.islice(os.walk(self.root), 60):
             here = directories if kind == "directories" else files
-            found += [where + b"/" + name for name in sorted(here) if not os.path.islink(where + b"/" + name)]
+            found += [
+                where + b"/" + name
+                for name in sorted(here)
+                if not os.path.islink(where + b"/" + name)
+            ]
         return found
 
     def do(self, step, one, other, names):
@@ -69,7 +89,7 @@ class Ground:
         directories = self.visible("directories")
         target = directories[one % len(directories)]
         second = directories[other % len(directories)]
-        below = mounts.below(self.root)
+        below = mountinfo.list_mounts_below(self.root)
         # A hidden mount point is no path to use here: with a symlink in its place it could lead outside.
         points = [entry.mount_point for entry in below if entry.mount_point in directories]
         name = names[other % len(names)]
@@ -115,34 +135,41 @@ def build(ground, tree, names):
 
 def as_mount(root, entry):
     target = os.fsdecode(entry.mount_point[len(root) :]) or "/"
-    return Mount(target, os.fsdecode(entry.source), entry.fstype.decode(), (), "root", entry.id, entry.parent)
+    return Mount(
+        target, os.fsdecode(entry.source), entry.fstype.decode(), (), "root", entry.id, entry.parent
+    )
 
 
 def fields(entries):
-    return [(e.id, e.parent, e.dev, e.root, e.mount_point, e.options, e.fstype, e.source) for e in entries]
+    return [
+        (e.id, e.parent, e.dev, e.root, e.mount_point, e.options, e.fstype, e.source)
+        for e in entries
+    ]
 
 
 def check_listed(ground):
     """What the kernel lists for a mount point is what stands in the mount table."""
-    if tuple(map(int, os.uname().release.split("-")[0].split(".")[:2])) < (6, 13):
-        assert listmount.on([os.fsdecode(ground.root)]) is None
+    if syscalls.kernel() < (6, 13):
+        assert statmount.list_mounts_on([os.fsdecode(ground.root)]) is None
         return
-    inside = [mounts.below(top) for top in (ground.witness, ground.root)]
+    inside = [mountinfo.list_mounts_below(top) for top in (ground.witness, ground.root)]
     for top, entries in zip((ground.witness, ground.root), inside, strict=True):
-        assert fields(listmount.on([os.fsdecode(top)])) == fields(entries)
-    both = listmount.on([os.fsdecode(ground.root), os.fsdecode(ground.witness)])
+        assert fields(statmount.list_mounts_on([os.fsdecode(top)])) == fields(entries)
+    both = statmount.list_mounts_on([os.fsdecode(ground.root), os.fsdecode(ground.witness)])
     there = {entry.id for entries in inside for entry in entries}
-    assert fields(both) == fields(entry for entry in mounts.table() if entry.id in there)
+    assert fields(both) == fields(entry for entry in mountinfo.table() if entry.id in there)
 
 
 def one_round(root):
     """Unmount once what is there; the numbers of mounts before and of those taken down."""
-    entries = {entry.id: entry for entry in mounts.below(root)}
-    order = deepest_first([as_mount(root, entry) for entry in entries.values()])
+    entries = {entry.id: entry for entry in mountinfo.list_mounts_below(root)}
+    order = sort_for_unmounting([as_mount(root, entry) for entry in entries.values()])
     assert check_unmount_order([as_mount(root, entry) for entry in entries.values()], order) is None
     if not entries:
         return 0, 0
-    outcomes, overdue = umount.unmount(os.path.dirname(root), [entries[mount.id] for mount in order], seconds=60)
+    outcomes, overdue = umount.unmount(
+        os.path.dirname(root), [entries[mount.id] for mount in order], seconds=60
+    )
     assert overdue is None
     assert set(outcomes) <= {0, None, errno.EBUSY}
     return len(entries), outcomes.count(0)
@@ -161,7 +188,7 @@ def tear_down(root):
         before, done = one_round(root)
         if not before:
             return rounds
-        assert done, [entry.mount_point for entry in mounts.below(root)]
+        assert done, [entry.mount_point for entry in mountinfo.list_mounts_below(root)]
 
 
 @pytest.fixture(scope="module")
@@ -173,14 +200,20 @@ def base(tmp_path_factory):
 @given(steps, st.lists(names, min_size=1, max_size=4))
 @example([], [b"a"])
 @example([("directory", 0, 0), ("directory", 1, 0), ("tmpfs", 2, 0), ("hide", 1, 0)], [b"a"])
-@example([("directory", 0, 0), ("tmpfs", 1, 0), ("stack", 1, 0), ("stack", 0, 0), ("tmpfs", 0, 0)], [b"\n"])
-@example([("directory", 0, 0), ("directory", 1, 0), ("tmpfs", 2, 0), ("hide", 1, 0), ("symlink", 1, 0)], [b"w"])
+@example(
+    [("directory", 0, 0), ("tmpfs", 1, 0), ("stack", 1, 0), ("stack", 0, 0), ("tmpfs", 0, 0)],
+    [b"\n"],
+)
+@example(
+    [("directory", 0, 0), ("directory", 1, 0), ("tmpfs", 2, 0), ("hide", 1, 0), ("symlink", 1, 0)],
+    [b"w"],
+)
 def test_every_tree_comes_down_and_nothing_else(base, tree, names):
     def life():
         ground = Ground(base)
         build(ground, tree, names)
         assert ground.ids_outside() == ground.outside, "the test itself went outside"
-        count = len(mounts.below(ground.root))
+        count = len(mountinfo.list_mounts_below(ground.root))
         check_listed(ground)
         rounds = tear_down(ground.root)
         assert ground.ids_outside() == ground.outside
@@ -188,7 +221,7 @@ def test_every_tree_comes_down_and_nothing_else(base, tree, names):
         return count, rounds
 
     count, rounds = in_private_namespace(life)
-    assert mounts.below(base) == []
+    assert mountinfo.list_mounts_below(base) == []
     event(f"mounts: {'1 to 5' if count < 6 else '6 to 15' if count < 16 else 'more'}")
     event(f"rounds: {rounds}")
 
@@ -217,7 +250,7 @@ def test_a_tree_that_hides_nothing_comes_down_in_one_round(base, tree):
             tmpfs(target)
         before, done = one_round(ground.root)
         assert done == before
-        assert mounts.below(ground.root) == []
+        assert mountinfo.list_mounts_below(ground.root) == []
         assert ground.ids_outside() == ground.outside
 
     in_private_namespace(life)
@@ -232,7 +265,7 @@ def on_ground(base, test):
 
 def entry_of(point):
     """The newest mount on a path."""
-    return [entry for entry in mounts.table() if entry.mount_point == point][-1]
+    return [entry for entry in mountinfo.table() if entry.mount_point == point][-1]
 
 
 @pytest.mark.parametrize("where", [b"", b"/a", b"/a/b"])
@@ -251,7 +284,7 @@ def test_a_busy_mount_is_an_error_and_stays(base, where):
         finally:
             os.close(fd)
         assert unmount(ground.root, entry_of(point)) == 0
-        assert mounts.below(point) == []
+        assert mountinfo.list_mounts_below(point) == []
 
     on_ground(base, test)
 
@@ -267,7 +300,9 @@ def test_of_mounts_in_one_directory_each_has_its_own_outcome(base, parent):
             tmpfs(point)
             return entry_of(point)
 
-        first, busy, replaced, last = (mounted(parent + b"/" + name) for name in (b"a", b"b", b"c", b"d"))
+        first, busy, replaced, last = (
+            mounted(parent + b"/" + name) for name in (b"a", b"b", b"c", b"d")
+        )
         gone = mounted(b"/gone/a")
         move(gone.mount_point, ground.witness)
         os.rmdir(gone.mount_point)
@@ -280,14 +315,23 @@ def test_of_mounts_in_one_directory_each_has_its_own_outcome(base, parent):
         finally:
             os.close(fd)
         assert (outcomes, overdue) == ([0, errno.EBUSY, None, None, None, 0], None)
-        assert [entry.id for entry in mounts.below(ground.root + parent)[-3:]][:2] == [busy.id, replaced.id]
-        umount.unmount(os.path.dirname(ground.witness), [entry_of(ground.witness)], seconds=60)  # what was moved there
+        assert [entry.id for entry in mountinfo.list_mounts_below(ground.root + parent)[-3:]][
+            :2
+        ] == [
+            busy.id,
+            replaced.id,
+        ]
+        umount.unmount(
+            os.path.dirname(ground.witness), [entry_of(ground.witness)], seconds=60
+        )  # what was moved there
 
     on_ground(base, test)
 
 
 @pytest.mark.parametrize("over", ["", "a", "a/b"])
-@pytest.mark.parametrize("then", ["nothing", "directory", "mount", "symlink", "symlink above", "file above"])
+@pytest.mark.parametrize(
+    "then", ["nothing", "directory", "mount", "symlink", "symlink above", "file above"]
+)
 def test_a_path_that_leads_elsewhere_now_is_left_alone(base, over, then):
     """``a/b/c`` is hidden by a mount over a directory above, and something else has its name there."""
 
@@ -312,9 +356,9 @@ def test_a_path_that_leads_elsewhere_now_is_left_alone(base, over, then):
                 os.mkdir(ground.witness + b"/c")
                 tmpfs(ground.witness + b"/c")
                 os.symlink(ground.witness, ground.root + b"/a/b")
-        before = {entry.id for entry in mounts.table()}
+        before = {entry.id for entry in mountinfo.table()}
         assert unmount(ground.root, hidden) is None
-        assert {entry.id for entry in mounts.table()} == before
+        assert {entry.id for entry in mountinfo.table()} == before
         tear_down(ground.root)
         assert os.path.ismount(ground.witness + b"/below")
 
@@ -328,7 +372,7 @@ def test_a_stacked_root_is_taken_from_its_top(base):
         assert unmount(ground.root, lower) is None
         assert unmount(ground.root, entry_of(ground.root)) == 0
         assert unmount(ground.root, lower) == 0
-        assert mounts.below(ground.root) == []
+        assert mountinfo.list_mounts_below(ground.root) == []
 
     on_ground(base, test)
 
@@ -356,7 +400,7 @@ def test_a_symlink_put_in_the_mounts_place_leads_nowhere(base, moment, monkeypat
 def swapped_by_the_child(monkeypatch, call, steps):
     """The child itself does ``steps`` right before its call of that name: no other could meet the race each time."""
     machine = os.uname().machine
-    add = CallList.add
+    add = CallBatch.add
 
     def swap_and_add(calls, name, *arguments, **how):
         if name == call:
@@ -371,7 +415,7 @@ def swapped_by_the_child(monkeypatch, call, steps):
             "renameat2": (316, 276),
         }.items():
             patch.setitem(NUMBERS, name, number if machine == "x86_64" else elsewhere)
-        patch.setattr(CallList, "add", swap_and_add)
+        patch.setattr(CallBatch, "add", swap_and_add)
         yield
 
 
@@ -403,7 +447,9 @@ def test_a_path_through_a_symlink_is_not_taken(base):
         os.rename(ground.root + b"/a", ground.root + b"/b")
         os.symlink(b"b", ground.root + b"/a")
         assert unmount(ground.root, before) is None
-        (now,) = [entry for entry in mounts.below(ground.root) if entry.id == before.id]
+        (now,) = [
+            entry for entry in mountinfo.list_mounts_below(ground.root) if entry.id == before.id
+        ]
         assert now.mount_point == ground.root + b"/b/data"
         assert unmount(ground.root, now) == 0
 
@@ -438,10 +484,11 @@ def test_unmounting_keeps_no_file_open(base):
 def test_the_kernel_lists_a_mount_as_the_table_has_it(base, fstype, source, options):
     def test(ground):
         command = ["mount", "-t", fstype, "-o", options, source, ground.root]
-        subprocess.run(command, check=True)
+        # By fsconfig(2), which util-linux uses from 2.39 on, no text is longer than 255 bytes.
+        subprocess.run(command, check=True, env={**os.environ, "LIBMOUNT_FORCE_MOUNT2": "always"})
         if source:
             check_listed(ground)
         else:  # it does not say that there is none
-            assert listmount.on([os.fsdecode(ground.root)]) is None
+            assert statmount.list_mounts_on([os.fsdecode(ground.root)]) is None
 
     on_ground(base, test)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import socket
 import urllib.request
 from pathlib import Path
@@ -70,13 +72,24 @@ class Debian:
         return not any(_listens(port) for port in (self.web_port, self.redis_port))
 
 
+#: So many ports from here on for each worker; the kernel gives clients none of them (ip_local_port_range).
+_FIRST, _EACH = 10000, 1000
+_given = itertools.count()
+
+
 def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody uses, all different."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
+    """Ports that are free now, and that no other test of this run gets."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    found: list[int] = []
+    while len(found) < count:
+        port = _FIRST + worker * _EACH + next(_given) % _EACH
+        with socket.socket() as tried:
+            try:
+                tried.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        found.append(port)
+    return found
 
 
 def _listens(port: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -39,8 +40,10 @@ class Result:
         return self.stderr.partition("\n")[0]
 
     def json(self) -> Any:
+        import json_schema  # here, for a command that imports a module of tests as a plugin
+
         value = json.loads(self.stdout)
-        assert value["version"] == 1, self
+        json_schema.check(list(self.argv), value)
         return value
 
 
@@ -50,7 +53,9 @@ class Cli:
     def __init__(self, run_dir: Path, config_dir: Path, ground: leaks.Ground) -> None:
         self.run_dir = run_dir
         self.config_dir = config_dir
+        self.log_dir = Path(os.environ["CHROOTFW_LOG_DIR"])
         self.ground = ground
+        self.begun: list[subprocess.Popen[str]] = []
 
     def __call__(
         self,
@@ -70,7 +75,11 @@ class Cli:
         return self.end(process, expect=expect, says=says)
 
     def begin(
-        self, *argv: str, env: Mapping[str, str] | None = None, prefix: Sequence[str] = (), **how: Any
+        self,
+        *argv: str,
+        env: Mapping[str, str] | None = None,
+        prefix: Sequence[str] = (),
+        **how: Any,
     ) -> subprocess.Popen[str]:
         """Start it and go on."""
         how = {
@@ -78,7 +87,20 @@ class Cli:
             "errors": "surrogateescape", "cwd": "/", **how,
         }  # fmt: skip
         command = [*prefix, sys.executable, "-m", "chrootfw", *argv]
-        return subprocess.Popen(command, env={**self.environment(), **(env or {})}, **how)
+        process = subprocess.Popen(command, env={**self.environment(), **(env or {})}, **how)
+        self.begun.append(process)
+        return process
+
+    def end_all(self) -> None:
+        """End what a failed test began, so that it does not fail the tests after it."""
+        for process in self.begun:
+            if process.poll() is None:
+                process.kill()
+            for stream in (process.stdin, process.stdout, process.stderr):
+                if stream is not None:
+                    stream.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # in state D
+                process.wait(timeout=5)
 
     def end(
         self,
@@ -97,7 +119,9 @@ class Cli:
             process.kill()
             try:
                 stdout, stderr = process.communicate(timeout=5)
-            except subprocess.TimeoutExpired:  # in state D: ended when the test's own clean-up lets it go
+            except (
+                subprocess.TimeoutExpired
+            ):  # in state D: ended when the test's own clean-up lets it go
                 stdout, stderr = "", "(and KILL does not end it)"
             raise AssertionError(f"hangs: {Result(argv, -9, stdout, stderr)}") from None
         finally:
@@ -106,6 +130,7 @@ class Cli:
         expected = (expect,) if isinstance(expect, int) else expect
         assert result.status in expected, f"expected status {expect}: {result}"
         assert "Traceback" not in result.stderr, result
+        assert "internal error" not in result.stderr, result
         for words in says:
             assert words in result.brief, f"expected {words!r} in the first line: {result}"
         if says:
@@ -117,15 +142,29 @@ class Cli:
         return self(*argv, "--json", **how).json()
 
     def environment(self) -> dict[str, str]:
-        packages = {str(Path(_origin(name)).parent.parent): None for name in ("chrootfw", "chrootfw_defaults")}
-        inherited = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+        packages = {
+            str(Path(_origin(name)).parent.parent): None
+            for name in ("chrootfw", "chrootfw_defaults")
+        }
+        inherited = {
+            key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"
+        }
         return {
             **inherited,
             "PYTHONPATH": os.pathsep.join(packages),
-            "PYTHONPYCACHEPREFIX": str(self.ground.files / "bytecode"),  # compiled once, and outside the tree
+            "PYTHONPYCACHEPREFIX": str(
+                self.ground.files / "bytecode"
+            ),  # compiled once, and outside the tree
             "CHROOTFW_RUN_DIR": str(self.run_dir),
             "CHROOTFW_CONFIG_DIR": str(self.config_dir),
+            "CHROOTFW_LOG_DIR": str(self.log_dir),
         }
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_toml(each)}" for key, each in value.items()) + "}"
+    return json.dumps(value)
 
 
 def _origin(package: str) -> str:
@@ -140,7 +179,9 @@ def _origin(package: str) -> str:
 class Chroot:
     """An instance under test, and the file system that it is made of."""
 
-    def __init__(self, name: str, disk: Path, cli: Cli, runtime: chrootfw.Runtime, params: Mapping[str, Any]) -> None:
+    def __init__(
+        self, name: str, disk: Path, cli: Cli, runtime: chrootfw.Runtime, params: Mapping[str, Any]
+    ) -> None:
         self.name = name
         self.disk = disk
         self.runtime = runtime
@@ -151,7 +192,9 @@ class Chroot:
 
     def define(self, **params: Any) -> None:
         """Write its definition anew; ``disk`` is this one's unless said otherwise."""
-        lines = [f"{key} = {json.dumps(value)}\n" for key, value in {"disk": str(self.disk), **params}.items()]
+        lines = [
+            f"{key} = {_toml(value)}\n" for key, value in {"disk": str(self.disk), **params}.items()
+        ]
         self.definition.write_text("".join(lines))
 
     def cli(self, verb: str, *argv: str, **how: Any) -> Result:
@@ -199,4 +242,6 @@ class Chroot:
 
     def is_gone(self) -> bool:
         """Whether the kernel has nothing of it any more."""
-        return not kernelview.mounts_below(self.root) and not (self.disk.is_file() and kernelview.loops_over(self.disk))
+        return not kernelview.mounts_below(self.root) and not (
+            self.disk.is_file() and kernelview.loops_over(self.disk)
+        )

@@ -23,7 +23,7 @@ import pytest
 import roots
 
 import chrootfw
-from chrootfw.system import syscalls
+from chrootfw.linux import syscalls
 
 _failed = pytest.StashKey[bool]()
 
@@ -42,21 +42,32 @@ def tracking(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def private_namespace(tracking: str) -> None:
+def private_namespace(request: pytest.FixtureRequest, tracking: str) -> None:
     """Move this process, and so all that it starts, to a mount namespace of which the machine hears nothing.
 
     What is started also finds the signals as in the foreground.
     """
     assert os.geteuid() == 0, "these tests mount file systems and must run as root"
-    prepare.install_tools()
+    os.environ[kernelview.WORKER] = str(os.getpid())
+    prepare.install(prepare.QUICK_TOOLS if request.config.getoption("--quick") else prepare.TOOLS)
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(signum) == signal.SIG_IGN:  # a job in the background; commands would inherit it
+        if (
+            signal.getsignal(signum) == signal.SIG_IGN
+        ):  # a job in the background; commands would inherit it
             signal.signal(signum, signal.default_int_handler)
     syscalls.unshare(syscalls.CLONE_NEWNS)
     _mount("--make-rprivate", "/")
     if tracking == "root":
         while hierarchy := kernelview.cgroup_hierarchy():
             subprocess.run(["umount", str(hierarchy)], check=True)
+
+
+@pytest.fixture
+def hierarchy() -> Path:
+    """Where cgroup v2 is mounted. A test that takes it is left out where own processes are found by their root."""
+    found = kernelview.cgroup_hierarchy()
+    assert found is not None, "no cgroup v2 hierarchy is mounted"
+    return found
 
 
 @pytest.fixture(scope="session")
@@ -66,7 +77,10 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> leaks_module.Ground:
 
 @pytest.fixture(autouse=True)
 def leaks(
-    request: pytest.FixtureRequest, private_namespace: None, ground: leaks_module.Ground, tmp_path: Path
+    request: pytest.FixtureRequest,
+    private_namespace: None,
+    ground: leaks_module.Ground,
+    tmp_path: Path,
 ) -> Iterator[None]:
     """Fail the test that leaves something, and clear it away. A test that failed already is only cleared away."""
     before = ground.snapshot()
@@ -104,8 +118,10 @@ def runtime(run_dir: Path, config_dir: Path) -> chrootfw.Runtime:
 
 
 @pytest.fixture
-def cli(run_dir: Path, config_dir: Path, ground: leaks_module.Ground) -> driving.Cli:
-    return driving.Cli(run_dir, config_dir, ground)
+def cli(run_dir: Path, config_dir: Path, ground: leaks_module.Ground) -> Iterator[driving.Cli]:
+    cli = driving.Cli(run_dir, config_dir, ground)
+    yield cli
+    cli.end_all()
 
 
 @pytest.fixture
@@ -122,8 +138,16 @@ def make_root(tmp_path: Path) -> Callable[..., Path]:
 def image(tmp_path: Path) -> Callable[..., Path]:
     """A factory of image files: ``image(fstype, size, init=…)`` holds a small root file system."""
 
-    def make(fstype: str = "ext4", size: int | None = None, *, name: str = "disk", init: str | None = None) -> Path:
-        return roots.make_image(tmp_path / f"{name}.img", fstype, lambda place: roots.make_root(place, init), size)
+    def make(
+        fstype: str = "ext4",
+        size: int | None = None,
+        *,
+        name: str = "disk",
+        init: str | None = None,
+    ) -> Path:
+        return roots.make_image(
+            tmp_path / f"{name}.img", fstype, lambda place: roots.make_root(place, init), size
+        )
 
     return make
 
@@ -136,7 +160,11 @@ def make_chroot(
     made: list[driving.Chroot] = []
 
     def make(
-        name: str = "web1", *, disk: Path | None = None, init: str | bytes | None = None, **params: Any
+        name: str = "web1",
+        *,
+        disk: Path | None = None,
+        init: str | bytes | None = None,
+        **params: Any,
     ) -> driving.Chroot:
         instance = driving.Chroot(name, disk or make_root(name, init), cli, runtime, params)
         made.append(instance)
@@ -206,7 +234,9 @@ def attach(ground: leaks_module.Ground) -> Iterator[Callable[[Path], str]]:
 
     yield make
     for device in devices:
-        if kernelview.loop_devices().get(device, "").startswith(f"{ground.files}/"):  # not detached by the test
+        if (
+            kernelview.loop_devices().get(device, "").startswith(f"{ground.files}/")
+        ):  # not detached by the test
             subprocess.run(["losetup", "--detach", device], check=True)
 
 

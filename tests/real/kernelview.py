@@ -8,13 +8,19 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from attrs import field, frozen
+
 T = TypeVar("T")
+
+#: Of the flags in proc_pid_stat(5), include/linux/sched.h.
+_PF_EXITING = 0x4
 
 
 def wait_until(condition: Callable[[], T], what: str, *, seconds: float = 60) -> T:
@@ -60,7 +66,11 @@ def mount_table(pid: int | str = "self") -> dict[int, Mounted]:
 def mounts_below(path: str | os.PathLike[str]) -> list[Mounted]:
     """The mounts on ``path`` and below it."""
     top = os.fsencode(path)
-    return [mount for mount in mount_table().values() if mount.target == top or mount.target.startswith(top + b"/")]
+    return [
+        mount
+        for mount in mount_table().values()
+        if mount.target == top or mount.target.startswith(top + b"/")
+    ]
 
 
 def mount_on(path: str | os.PathLike[str]) -> Mounted | None:
@@ -79,14 +89,16 @@ def loop_devices() -> dict[str, str]:
     found = {}
     for block in Path("/sys/block").glob("loop*"):
         try:
-            found[f"/dev/{block.name}"] = os.fsdecode((block / "loop/backing_file").read_bytes().rstrip(b"\n"))
+            found[f"/dev/{block.name}"] = os.fsdecode(
+                (block / "loop/backing_file").read_bytes().rstrip(b"\n")
+            )
         except OSError:
             continue  # not in use
     return found
 
 
-def device_of_file(loop: str) -> int | None:
-    """The device number of the file system on which the file of a loop device lies; ``None`` if it is not in use."""
+def file_of_loop(loop: str) -> tuple[int, int] | None:
+    """Return device and inode number of the file of a loop device; ``None`` if the loop device is not in use."""
     info = bytearray(232)  # struct loop_info64 of linux/loop.h
     try:
         fd = os.open(loop, os.O_RDONLY | os.O_NONBLOCK)
@@ -98,7 +110,7 @@ def device_of_file(loop: str) -> int | None:
         return None
     finally:
         os.close(fd)
-    return int.from_bytes(info[:8], sys.byteorder)
+    return int.from_bytes(info[:8], sys.byteorder), int.from_bytes(info[8:16], sys.byteorder)
 
 
 def loops_over(path: str | os.PathLike[str]) -> list[str]:
@@ -123,7 +135,11 @@ def cgroup_hierarchy() -> Path | None:
 
 def cgroups_of(run_dir_id: str) -> list[Path]:
     """The cgroups of one run directory, given as ``identity`` names it, v2 and v1; its own directory too."""
-    tops = {os.fsdecode(mount.target) for mount in mount_table().values() if mount.fstype in ("cgroup", "cgroup2")}
+    tops = {
+        os.fsdecode(mount.target)
+        for mount in mount_table().values()
+        if mount.fstype in ("cgroup", "cgroup2")
+    }
     homes = [Path(top) / "chrootfw" / run_dir_id for top in sorted(tops)]
     return [path for home in homes if home.is_dir() for path in (home, *home.rglob("*@*"))]
 
@@ -134,12 +150,13 @@ def identity(path: str | os.PathLike[str]) -> str:
     return f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}-{status.st_ino}"
 
 
-class Running(NamedTuple):
+@frozen(order=True)
+class Running:
     """A process, told apart from a later one of the same number by when it began."""
 
     pid: int
     began: int
-    command: str
+    command: str = field(eq=False)  # a process may give itself another name
 
     def __str__(self) -> str:
         return f"process {self.pid} ({self.command})"
@@ -152,7 +169,12 @@ def is_running(pid: int) -> bool:
 
 
 def processes_of_the_tests() -> set[Running]:
-    """Whatever the tests started: the processes of their private mount namespace, and all that descend from here."""
+    """Whatever the tests started: the processes of their private mount namespace, and all that descend from here.
+
+    A verb of other tests enters this namespace too, for a moment, to read its mounts: a child of a process that is
+    neither in the namespace nor above the tests, as what adopts their orphans is. If that verb was killed, its child is
+    an orphan, and has its environment.
+    """
     namespace = os.stat("/proc/self/ns/mnt").st_ino
     parents, found = {}, {}
     for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
@@ -161,15 +183,64 @@ def processes_of_the_tests() -> set[Running]:
             continue
         parents[pid] = int(fields[1])
         found[pid] = Running(pid, int(fields[19]), _command(pid))
-    return {process for pid, process in found.items() if _namespace(pid) == namespace or _descends(pid, parents)}
+    above = {0, 1, *_ancestors(os.getppid(), parents)}
+    ours = {
+        process
+        for pid, process in found.items()
+        if os.getpid() in _ancestors(pid, parents)
+        or (
+            _namespace(pid) == namespace
+            and (parents[pid] in above or _namespace(parents[pid]) == namespace)
+            and not _is_of_other_tests(pid)
+        )
+    }
+    return {process for process in ours if not _ends(process.pid)}
 
 
-def _descends(pid: int, parents: dict[int, int]) -> bool:
-    while pid in parents:
+def _ends(pid: int) -> bool:
+    """Whether a process has ended, or does so soon because it was killed: on a busy machine that takes a moment."""
+    try:
+        wait_until(lambda: not (is_running(pid) and _is_ending(pid)), "it has ended", seconds=10)
+    except TimeoutError:
+        return False
+    return not is_running(pid)
+
+
+def _is_ending(pid: int) -> bool:
+    """Whether a process exits, or KILL is waiting for it."""
+    fields = _stat(pid)
+    if fields is None or int(fields[6]) & _PF_EXITING:
+        return True
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(errors="replace")
+    except OSError:
+        return True
+    pending = re.findall(r"^(?:SigPnd|ShdPnd):\s*(\w+)$", status, re.MULTILINE)
+    return any(int(mask, 16) >> (signal.SIGKILL - 1) & 1 for mask in pending)
+
+
+#: The variable that tells whose tests have started a process: the process ID of the worker.
+WORKER = "WORKER_OF_THE_TESTS"
+
+
+def _is_of_other_tests(pid: int) -> bool:
+    try:
+        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return any(
+        each.startswith(f"{WORKER}=".encode()) and each != f"{WORKER}={os.getpid()}".encode()
+        for each in environment
+    )
+
+
+def _ancestors(pid: int, parents: dict[int, int]) -> list[int]:
+    """The process and all above it, as far as they are known."""
+    found = [pid]
+    while pid in parents and parents[pid] not in found:
         pid = parents[pid]
-        if pid == os.getpid():
-            return True
-    return False
+        found.append(pid)
+    return found
 
 
 def _namespace(pid: int) -> int:

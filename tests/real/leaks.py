@@ -17,14 +17,10 @@ _MNT_DETACH = 2
 
 
 class Ground:
-    """What the tests can leave things on: a directory for files and images, and the run directories in use.
+    """What the tests can leave things on: a directory for files and images, and the run directories in use."""
 
-    ``common``: another test may have a directory of that name too, in a mount namespace of its own.
-    """
-
-    def __init__(self, files: Path, *, common: bool = False) -> None:
+    def __init__(self, files: Path) -> None:
         self.files = files
-        self.common = common
         self._run_dirs: dict[str, str] = {}  # by identity: another one may be mounted in its place
 
     def know_run_dir(self, run_dir: Path) -> None:
@@ -40,9 +36,19 @@ class Ground:
     def snapshot(self) -> Snapshot:
         return Snapshot(
             mounts=kernelview.mount_table(),
-            loops={device: file for device, file in kernelview.loop_devices().items() if self._is_ours(device, file)},
-            cgroups={str(path) for known in self._existing() for path in kernelview.cgroups_of(known)},
-            directories={str(path) for run_dir in self._run_dirs.values() for path in _instance_directories(run_dir)},
+            loops={
+                device: file
+                for device, file in kernelview.loop_devices().items()
+                if self._is_ours(device, file)
+            },
+            cgroups={
+                str(path) for known in self._existing() for path in kernelview.cgroups_of(known)
+            },
+            directories={
+                str(path)
+                for run_dir in self._run_dirs.values()
+                for path in _instance_directories(run_dir)
+            },
             processes=kernelview.processes_of_the_tests(),
         )
 
@@ -55,14 +61,23 @@ class Ground:
         ]
 
     def _is_ours(self, device: str, file: str) -> bool:
+        """Return whether a loop device is over a file of these tests.
+
+        The path alone does not tell: another run, in a root or a mount namespace of its own, may use the same one.
+        """
         if not file.startswith(f"{self.files}/"):
             return False
-        if not self.common:
-            return True
-        place = Path(file).parent
-        while not place.exists():
-            place = place.parent
-        return kernelview.device_of_file(device) in (place.stat().st_dev, None)
+        number = kernelview.file_of_loop(device)
+        if number is None:
+            return False  # free by now
+        try:
+            status = os.stat(file)
+            return number == (status.st_dev, status.st_ino)
+        except OSError:  # the file was deleted or renamed
+            place = Path(file).parent
+            while not place.exists():
+                place = place.parent
+            return number[0] == place.stat().st_dev
 
 
 def _instance_directories(run_dir: str) -> list[Path]:
@@ -92,7 +107,10 @@ class Snapshot:
     def differences(self, before: Snapshot) -> list[str]:
         """What is new since ``before``, and which mounts are missing, a line each."""
         return [
-            *(f"left: {self.mounts[mount]}" for mount in sorted(self.mounts.keys() - before.mounts.keys())),
+            *(
+                f"left: {self.mounts[mount]}"
+                for mount in sorted(self.mounts.keys() - before.mounts.keys())
+            ),
             *(
                 f"left: {device} over {self.loops[device]}"
                 for device in sorted(self.loops.keys() - before.loops.keys())
@@ -100,7 +118,10 @@ class Snapshot:
             *(f"left: cgroup {path}" for path in sorted(self.cgroups - before.cgroups)),
             *(f"left: directory {path}" for path in sorted(self.directories - before.directories)),
             *(f"left: {process}" for process in sorted(self.processes - before.processes)),
-            *(f"lost: {before.mounts[mount]}" for mount in sorted(before.mounts.keys() - self.mounts.keys())),
+            *(
+                f"lost: {before.mounts[mount]}"
+                for mount in sorted(before.mounts.keys() - self.mounts.keys())
+            ),
         ]
 
     def clear(self, before: Snapshot) -> None:

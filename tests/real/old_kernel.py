@@ -8,8 +8,6 @@
   a detached tree no filter can see. So move_mount(2) and open_tree(2) are put to a supervisor (seccomp_unotify(2)), a
   process outside of the filter, which looks into /proc.
 
-The machine code of ``chrootfw.system.runner`` is not to be had then: children are forks, as on other processors.
-
 What 5.14 gave in structures in memory (clone3(2)'s flags, statx(2)'s answers) is as the running kernel has it.
 """
 
@@ -39,14 +37,25 @@ IOCTL = {"x86_64": 16, "aarch64": 29, "riscv64": 29}
 AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7, "riscv64": 0xC00000F3}
 
 OPEN_TREE_CLONE, AT_EMPTY_PATH, MOVE_MOUNT_T_EMPTY_PATH = 1, 0x1000, 0x40
-_OPEN_TREE_KNOWN = 0o2000000 | OPEN_TREE_CLONE | 0x9900  # O_CLOEXEC, AT_* for path look-up, AT_RECURSIVE
+_OPEN_TREE_KNOWN = (
+    0o2000000 | OPEN_TREE_CLONE | 0x9900
+)  # O_CLOEXEC, AT_* for path look-up, AT_RECURSIVE
 _MOVE_MOUNT_KNOWN = 0x77  # without SET_GROUP (5.15) and BENEATH (6.5)
 _PIDFD_KNOWN = 0o4000  # PIDFD_NONBLOCK, without PIDFD_THREAD (6.9)
 _FSCONFIG_CMD_RECONFIGURE = 7  # the last; CMD_CREATE_EXCL is 6.6
-_PIDFS_MAGIC, _NSFS_MAGIC, _NS_GET_OWNER_UID = 0xFF, 0xB7, 4  # ioctls on pidfds 6.11, on namespaces beyond these 6.8
+_PIDFS_MAGIC, _NSFS_MAGIC, _NS_GET_OWNER_UID = (
+    0xFF,
+    0xB7,
+    4,
+)  # ioctls on pidfds 6.11, on namespaces beyond these 6.8
 
 _SECCOMP = {"x86_64": 317, "aarch64": 277, "riscv64": 277}
-_SET_MODE_FILTER, _ALL_THREADS, _NEW_LISTENER, _WAIT_KILLABLE = 1, 1 | 16, 8, 32  # TSYNC with TSYNC_ESRCH
+_SET_MODE_FILTER, _ALL_THREADS, _NEW_LISTENER, _WAIT_KILLABLE = (
+    1,
+    1 | 16,
+    8,
+    32,
+)  # TSYNC with TSYNC_ESRCH
 _ALLOW, _ERRNO, _NOTIFY = 0x7FFF0000, 0x00050000, 0x7FC00000
 _CONTINUE = 1
 _RECEIVE, _SEND = 0xC0502100, 0xC0182101  # SECCOMP_IOCTL_NOTIF_*
@@ -170,7 +179,9 @@ def _answer(listener: int) -> None:
         fcntl.ioctl(listener, _RECEIVE, notice)
         identity, thread, _, number, _, _, *arguments = struct.unpack("=QIIiIQ6Q", notice)
         refused = _is_newer(thread, number, arguments)
-        answer = struct.pack("=QqiI", identity, 0, -errno.EINVAL if refused else 0, 0 if refused else _CONTINUE)
+        answer = struct.pack(
+            "=QqiI", identity, 0, -errno.EINVAL if refused else 0, 0 if refused else _CONTINUE
+        )
         fcntl.ioctl(listener, _SEND, answer)
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.EINTR):  # the caller was killed meanwhile

@@ -7,6 +7,8 @@ import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from chrootfw.testing import tiny_root
+
 #: Where an instance's init script is unless it says otherwise.
 INIT = "etc/chrootfw/init"
 
@@ -18,13 +20,6 @@ END_DAEMON = "kill $(cat /run/daemon)"
 
 #: A daemon that no TERM ends.
 STUBBORN = f"trap '' TERM; {DAEMON}"
-
-_APPLETS = (
-    "cat chmod cp dd echo env false grep head id kill ln ls mkdir mkfifo mknod mount mv nc printf ps pwd readlink rm "
-    "seq setsid sh sleep stat tail tee test touch true tty umount usleep wc yes"
-).split()
-
-_DIRECTORIES = ("bin", "dev", "etc/chrootfw", "mnt", "proc", "root", "run", "srv", "sys", "tmp", "var")
 
 _USERS = "root:x:0:0:root:/root:/bin/sh\nweb:x:1000:1001:Web:/srv:/bin/sh\n"
 _GROUPS = "root:x:0:\nweb:x:1001:\npictures:x:1002:web\n"
@@ -50,14 +45,7 @@ def script(start: str = DAEMON, stop: str = END_DAEMON) -> str:
 
 def make_root(path: Path, init: str | bytes | None = None) -> Path:
     """A root file system in the directory ``path``. ``init``: the init script's text; ``None`` for the plain one."""
-    for directory in _DIRECTORIES:
-        (path / directory).mkdir(parents=True, exist_ok=True)
-    (path / "tmp").chmod(0o1777)
-    shutil.copy("/bin/busybox", path / "bin/busybox")
-    for applet in _APPLETS:
-        (path / "bin" / applet).symlink_to("busybox")
-    (path / "etc/passwd").write_text(_USERS)
-    (path / "etc/group").write_text(_GROUPS)
+    tiny_root.make(path, {"etc/passwd": _USERS, "etc/group": _GROUPS})
     write_init(path, script() if init is None else init)
     return path
 
@@ -69,7 +57,9 @@ def write_init(root: Path, text: str | bytes, *, name: str = INIT) -> None:
     file.chmod(0o755)
 
 
-def make_image(path: Path, fstype: str, fill: Callable[[Path], object] | None = None, size: int | None = None) -> Path:
+def make_image(
+    path: Path, fstype: str, fill: Callable[[Path], object] | None = None, size: int | None = None
+) -> Path:
     """A sparse file with a file system; ``fill`` is called with the directory where its contents are to be put."""
     place = path.with_name(f"{path.name}.contents")
     if fstype == "squashfs":
@@ -104,7 +94,9 @@ def extract(archive: Path, directory: Path) -> None:
 
 def check_image(image: Path, fstype: str) -> None:
     """Fail unless the file system in an image is clean, to the word of its own checker."""
-    done = subprocess.run([*CHECKERS[fstype], str(image)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*CHECKERS[fstype], str(image)], capture_output=True, text=True, check=False
+    )
     said = done.stdout + done.stderr
     assert done.returncode == 0, f"{fstype} in {image} is not clean:\n{said}"
     assert "journal recovery" not in said, f"{fstype} in {image} was not unmounted:\n{said}"

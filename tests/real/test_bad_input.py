@@ -38,11 +38,12 @@ BAD_NAMES = {
     "control bytes": "web\x01\x1b[31m",
     "no ASCII": "wéb",
     "no UTF-8": "web\udcff",
-    "wildcard": "web*",
+    "pattern with control bytes": "w*\x01",
     "at": "web@1",
 }
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("verb", ["start", "stop"])
 @pytest.mark.parametrize("kind", BAD_NAMES)
 def test_a_bad_name(cli: Cli, run_dir: Path, kind: str, verb: str) -> None:
@@ -52,27 +53,47 @@ def test_a_bad_name(cli: Cli, run_dir: Path, kind: str, verb: str) -> None:
     assert sorted(run_dir.iterdir()) == before
 
 
-@pytest.mark.parametrize("verb", ["reboot", "cleanup", "info", "ps", "plan start", "plan stop", "plugins"])
+@pytest.mark.parametrize("verb", ["plan stop", "plugins"])
+def test_a_pattern_is_no_name_where_one_is_wanted(cli: Cli, verb: str) -> None:
+    cli(*verb.split(), "web*", expect=2, says=["name"])
+
+
+@pytest.mark.parametrize(
+    "verb", ["reboot", "cleanup", "info", "ps", "plan start", "plan stop", "plugins"]
+)
 @pytest.mark.parametrize("kind", ["empty", "up", "newline", "option"])
 def test_a_bad_name_for_every_other_verb(cli: Cli, kind: str, verb: str) -> None:
     cli(*verb.split(), "--", BAD_NAMES[kind], expect=2, says=["name"])
 
 
+@pytest.mark.quick
 def test_a_name_like_an_option(cli: Cli) -> None:
     cli("stop", "-web1", expect=2)
     cli("exec", "-web1", "--", "/bin/true", expect=(2, 125))
 
 
-@pytest.mark.parametrize("name", [*BAD_NAMES.values(), "web\0", "web1\0/../..", None, 7, b"web1", ["web1"]], ids=ascii)
+@pytest.mark.parametrize(
+    "name", [*BAD_NAMES.values(), "web\0", "web1\0/../..", None, 7, b"web1", ["web1"]], ids=ascii
+)
 def test_a_bad_name_in_the_library(runtime: chrootfw.Runtime, name: object) -> None:
     with pytest.raises(chrootfw.InputError, match="name"):
         chrootfw.Instance(name, disk="/srv")  # type: ignore[arg-type]  # that is the point
-    for verb in (runtime.start, runtime.stop, runtime.cleanup, runtime.reboot, runtime.info, runtime.processes):
+    for verb in (
+        runtime.start,
+        runtime.stop,
+        runtime.cleanup,
+        runtime.reboot,
+        runtime.info,
+        runtime.processes,
+    ):
         with pytest.raises(chrootfw.InputError, match="name"):
             verb(name)  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("name", ["a", "7", "web1.example.org", "a_b-c.d", "X" * 200, "con", "web1..2"])
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    "name", ["a", "7", "web1.example.org", "a_b-c.d", "X" * 200, "con", "web1..2"]
+)
 def test_good_names(make_chroot: MakeChroot, name: str) -> None:
     instance = make_chroot(name)
     instance.start()
@@ -87,10 +108,11 @@ def test_good_names(make_chroot: MakeChroot, name: str) -> None:
 @pytest.mark.parametrize(
     "argv",
     [
-        [],
+        ["--no-plugins"],
         ["nonsense"],
         ["start"],
-        ["start", "web1", "web2"],
+        ["start", "web1", "../web2"],
+        ["start", "web1", "w*/"],
         ["start", "web1", "--nonsense"],
         ["stop", "web1", "--timeout"],
         ["stop", "web1", "--timeout", "soon"],
@@ -104,7 +126,7 @@ def test_good_names(make_chroot: MakeChroot, name: str) -> None:
         ["start", "web1", "--init-script", "relative/path"],
         ["start", "web1", "--init-script", "/a/../b"],
         ["start", "web1", "--init-script", "/etc/chrootfw/init", "--no-init"],
-        ["start", "web1", "--disk", "relative/path"],
+        ["start", "web1", "--disk", "x/../relative"],
         ["start", "web1", "--disk", ""],
         ["exec", "web1"],
         ["plan", "web1"],
@@ -175,13 +197,17 @@ def a_link(path: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [writable_by_others, another_users, a_link])
-def test_a_definition_that_somebody_else_could_have_written(web1: Chroot, spoil: Callable[[Path], None]) -> None:
+def test_a_definition_that_somebody_else_could_have_written(
+    web1: Chroot, spoil: Callable[[Path], None]
+) -> None:
     spoil(web1.definition)
     web1.cli("start", expect=1, says=[str(web1.definition)])
     assert web1.calls() == []
 
 
-def test_a_directory_of_definitions_that_somebody_else_can_write(web1: Chroot, config_dir: Path) -> None:
+def test_a_directory_of_definitions_that_somebody_else_can_write(
+    web1: Chroot, config_dir: Path
+) -> None:
     config_dir.chmod(0o777)
     web1.cli("start", expect=1, says=[str(config_dir)])
     config_dir.chmod(0o755)
@@ -285,6 +311,7 @@ BAD_DISKS = [
 ]  # fmt: skip
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("make", BAD_DISKS)
 def test_a_bad_disk(web1: Chroot, tmp_path: Path, make: Callable[[Path], Path]) -> None:
     disk = make(tmp_path)
@@ -296,8 +323,19 @@ def test_a_bad_disk(web1: Chroot, tmp_path: Path, make: Callable[[Path], Path]) 
     web1.cli("start")
 
 
+def test_a_file_system_that_the_kernel_does_not_have_is_no_damage(
+    make_chroot: MakeChroot, image: Callable[..., Path]
+) -> None:
+    refused = make_chroot(disk=image(), fstype="nosuchfs").cli("start", expect=1)
+    assert "modprobe nosuchfs" in refused.stderr
+    assert "damaged" not in refused.stderr
+
+
 def test_an_image_mounted_elsewhere(
-    make_chroot: MakeChroot, image: Callable[..., Path], mounted: Callable[..., Path], tmp_path: Path
+    make_chroot: MakeChroot,
+    image: Callable[..., Path],
+    mounted: Callable[..., Path],
+    tmp_path: Path,
 ) -> None:
     web1 = make_chroot(disk=image())
     place = mounted(tmp_path / "elsewhere", "-o", "loop", str(web1.disk))
@@ -332,7 +370,11 @@ def test_an_image_attached_by_somebody_else(
 
 @pytest.mark.parametrize("alias", ["same path", "link", "hard link", "loop device"])
 def test_an_image_that_another_instance_uses(
-    make_chroot: MakeChroot, image: Callable[..., Path], attach: Callable[[Path], str], tmp_path: Path, alias: str
+    make_chroot: MakeChroot,
+    image: Callable[..., Path],
+    attach: Callable[[Path], str],
+    tmp_path: Path,
+    alias: str,
 ) -> None:
     disk = image()
     path = tmp_path / "alias"
@@ -420,6 +462,31 @@ def without_interpreter(root: Path) -> None:
     roots.write_init(root, "#!/no/such/interpreter\n")
 
 
+def its_own_interpreter(root: Path) -> None:
+    roots.write_init(root, f"#!/{roots.INIT}\n")
+
+
+def each_others_interpreters(root: Path) -> None:
+    roots.write_init(root, "#!/srv/other\n")
+    roots.write_init(root, f"#!/{roots.INIT}\n", name="srv/other")
+
+
+def six_scripts(root: Path) -> None:
+    make_scripts(root, 6)
+
+
+def make_scripts(root: Path, count: int) -> None:
+    """Scripts of which each names the next as its interpreter, and the last a shell."""
+    roots.write_init(root, "#!/srv/script2\n")
+    for number in range(2, count + 1):
+        last = number == count
+        roots.write_init(
+            root,
+            "#!/bin/sh\n" if last else f"#!/srv/script{number + 1}\n",
+            name=f"srv/script{number}",
+        )
+
+
 def fails(root: Path) -> None:
     roots.write_init(root, roots.script(start=f"{roots.DAEMON}; exit 17"))
 
@@ -429,7 +496,9 @@ def is_killed(root: Path) -> None:
 
 
 def hangs(root: Path) -> None:
-    roots.write_init(root, roots.script(start=f"{roots.DAEMON}; trap '' TERM; while :; do sleep 1; done"))
+    roots.write_init(
+        root, roots.script(start=f"{roots.DAEMON}; trap '' TERM; while :; do sleep 1; done")
+    )
 
 
 BAD_SCRIPTS = {
@@ -444,14 +513,20 @@ BAD_SCRIPTS = {
     empty: "",
     rubbish_script: "",
     without_interpreter: "",
+    its_own_interpreter: "names itself as its interpreter",
+    each_others_interpreters: "again as its interpreter",
+    six_scripts: "five",
     fails: "17",
     is_killed: "9",
     hangs: "0.3",
 }
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("spoil", BAD_SCRIPTS)
-def test_a_bad_init_script(make_chroot: MakeChroot, tmp_path: Path, spoil: Callable[[Path], None]) -> None:
+def test_a_bad_init_script(
+    make_chroot: MakeChroot, tmp_path: Path, spoil: Callable[[Path], None]
+) -> None:
     web1 = make_chroot(start_timeout=0.3)
     spoil(web1.disk)
 
@@ -469,6 +544,14 @@ def test_a_bad_init_script(make_chroot: MakeChroot, tmp_path: Path, spoil: Calla
     web1.cli("start")
 
 
+def test_five_scripts_that_are_each_others_interpreters(make_chroot: MakeChroot) -> None:
+    """As many as the kernel runs."""
+    web1 = make_chroot()
+    make_scripts(web1.disk, 5)
+    web1.cli("start")
+    assert web1.state == "mounted"
+
+
 def test_the_output_of_a_failing_script_is_shown(make_chroot: MakeChroot) -> None:
     web1 = make_chroot(init=roots.script(start="echo said before; echo complained >&2; exit 1"))
     refused = web1.cli("start", expect=1)
@@ -480,8 +563,12 @@ def test_the_output_of_a_failing_script_is_shown(make_chroot: MakeChroot) -> Non
 def test_a_script_that_floods_its_output(make_chroot: MakeChroot, cli: Cli, status: int) -> None:
     """It ends by its own status, and the command needs no more memory than for a quiet one."""
     quiet = make_chroot("quiet")
-    flood = make_chroot("flood", init=roots.script(start=f"{roots.DAEMON}; yes | head -c 50000000; exit {status}"))
-    assert memory_of(cli, "start", "quiet", expect=0) + (10 << 20) > memory_of(cli, "start", "flood", expect=status)
+    flood = make_chroot(
+        "flood", init=roots.script(start=f"{roots.DAEMON}; yes | head -c 50000000; exit {status}")
+    )
+    assert memory_of(cli, "start", "quiet", expect=0) + (10 << 20) > memory_of(
+        cli, "start", "flood", expect=status
+    )
     assert flood.state == ("absent" if status else "running")
     flood.cli("stop")
     quiet.cli("stop")
@@ -513,7 +600,9 @@ def test_a_daemon_that_keeps_the_output_open(make_chroot: MakeChroot) -> None:
 # -- the run directory ----------------------------------------------------------------------------------
 
 
-def test_a_run_directory_that_is_read_only(web1: Chroot, run_dir: Path, mounted: Callable[..., Path]) -> None:
+def test_a_run_directory_that_is_read_only(
+    web1: Chroot, run_dir: Path, mounted: Callable[..., Path]
+) -> None:
     mounted(run_dir, "-t", "tmpfs", "-o", "ro,mode=755", "tmpfs")
     web1.cli("start", expect=1, says=[str(run_dir)])
     subprocess.run(["umount", str(run_dir)], check=True)
@@ -534,7 +623,9 @@ def fill(directory: Path) -> None:
 def small_run_dir(run_dir: Path, mounted: Callable[..., Path]) -> Iterator[Path]:
     """A run directory with little space."""
     yield mounted(run_dir, "-t", "tmpfs", "-o", "size=256k,mode=755", "tmpfs")
-    assert cgroups_of(identity(run_dir)) == []  # before it is unmounted, and nobody can tell whose they are
+    assert (
+        cgroups_of(identity(run_dir)) == []
+    )  # before it is unmounted, and nobody can tell whose they are
 
 
 def test_a_full_run_directory_refuses_a_start(web1: Chroot, small_run_dir: Path) -> None:
@@ -559,7 +650,9 @@ def test_a_run_directory_that_fills_up_keeps_nobody_from_stopping(
     roots.check_image(web1.disk, "ext4")
 
 
-def test_a_run_directory_without_inodes(web1: Chroot, run_dir: Path, mounted: Callable[..., Path]) -> None:
+def test_a_run_directory_without_inodes(
+    web1: Chroot, run_dir: Path, mounted: Callable[..., Path]
+) -> None:
     mounted(run_dir, "-t", "tmpfs", "-o", "nr_inodes=4,mode=755", "tmpfs")
     web1.cli("start", expect=1, says=[str(run_dir)])
     assert web1.is_gone()
@@ -623,25 +716,45 @@ def test_exec_when_not_root(web1: Chroot) -> None:
 
 def test_looking_when_not_root_does_not_crash(web1: Chroot, cli: Cli) -> None:
     web1.start()
-    for verb in ("list", "info web1", "ps web1", "verify", "node"):
+    for verb in ("list", "info web1", "ps web1", "show web1", "tree web1", "verify", "node"):
         cli(*verb.split(), expect=(0, 1), prefix=NOT_ROOT)
 
 
 # -- what is not there, and wrong states ----------------------------------------------------------------
 
-VERBS = ["start", "stop", "stop --force", "reboot", "cleanup", "info", "ps", "plan start", "plan stop"]
+VERBS = [
+    "start",
+    "stop",
+    "stop --force",
+    "reboot",
+    "cleanup",
+    "info",
+    "ps",
+    "show",
+    "tree",
+    "plan start",
+    "plan stop",
+]
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_an_unknown_instance(cli: Cli, run_dir: Path, verb: str) -> None:
     before = sorted(run_dir.iterdir())
     cli(*verb.split(), "nobody", expect=3, says=["nobody"])
-    assert [path for path in run_dir.iterdir() if path not in before and path.name != ".locks"] == []
+    assert [
+        path for path in run_dir.iterdir() if path not in before and path.name != ".locks"
+    ] == []
 
 
 @pytest.mark.parametrize("verb", ["exec", "shell"])
 def test_an_unknown_instance_in_exec_and_shell(cli: Cli, verb: str) -> None:
-    cli(verb, "nobody", *(["--", "/bin/true"] if verb == "exec" else []), expect=125, says=["nobody"])
+    cli(
+        verb,
+        "nobody",
+        *(["--", "/bin/true"] if verb == "exec" else []),
+        expect=125,
+        says=["nobody"],
+    )
 
 
 def test_an_unknown_instance_similar_to_a_known_one_is_suggested(web1: Chroot, cli: Cli) -> None:
@@ -650,7 +763,16 @@ def test_an_unknown_instance_similar_to_a_known_one_is_suggested(web1: Chroot, c
     cli("info", "web11", expect=3, says=["web11"])
 
 
-ABSENT = {"stop": 0, "stop --force": 0, "cleanup": 0, "reboot": 1, "info": 0, "ps": 0, "plan start": 0, "plan stop": 0}
+ABSENT = {
+    "stop": 0,
+    "stop --force": 0,
+    "cleanup": 0,
+    "reboot": 1,
+    "info": 0,
+    "ps": 0,
+    "plan start": 0,
+    "plan stop": 0,
+}
 
 
 @pytest.mark.parametrize("verb", ABSENT)
@@ -689,3 +811,12 @@ def test_a_verb_in_each_state(
     web1.cli("stop")
     assert web1.is_gone()
     web1.cli("start")
+
+
+def test_a_disk_is_given_from_the_callers_directory(web1: Chroot, cli: Cli) -> None:
+    web1.definition.unlink()
+    disk = web1.disk
+    done = cli("start", "web1", "--disk", f"./{disk.name}", "--no-init", "-q", cwd=disk.parent)
+    assert done.stdout == ""
+    assert cli.json("info", "web1")["disk"] == str(disk)
+    assert cli("stop", "web1", "--quiet").stdout == ""

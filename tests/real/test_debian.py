@@ -79,7 +79,9 @@ def test_its_whole_life(make_debian: Make, disk: str, cli: Cli, tracking: str) -
 def test_one_that_does_not_want_to_end(make_debian: Make, disk: str) -> None:
     debian, chroot = make_debian("web1", disk)
     chroot.start()
-    stubborn = chroot.runtime.run("web1", ["/bin/sh", "-c", STUBBORN], capture_output=True, text=True)
+    stubborn = chroot.runtime.run(
+        "web1", ["/bin/sh", "-c", STUBBORN], capture_output=True, text=True
+    )
     wait_until(debian.serves, "nginx and redis answer")
 
     chroot.cli("stop", "--timeout", "0.5")
@@ -103,7 +105,10 @@ def test_killed_by_force_the_file_system_is_clean(make_debian: Make) -> None:
 
 
 def test_three_at_once(make_debian: Make) -> None:
-    several = [make_debian(name, disk) for name, disk in (("web1", "directory"), ("web10", "ext4"), ("web2", "btrfs"))]
+    several = [
+        make_debian(name, disk)
+        for name, disk in (("web1", "directory"), ("web10", "ext4"), ("web2", "btrfs"))
+    ]
     for _, chroot in several:
         chroot.start()
     for debian, _ in several:

@@ -1,4 +1,4 @@
-"""The library inside other programs: threads, asyncio, interrupts, logging, callbacks that raise, other mount namespaces."""
+"""The library inside other programs: threads, asyncio, cancellation, logging, callbacks that raise, other mount namespaces."""
 
 from __future__ import annotations
 
@@ -19,10 +19,13 @@ import kernelview
 import pytest
 
 import chrootfw
-from chrootfw.interrupts import Interrupts
+from chrootfw.cancellation import Cancellation
+from chrootfw.linux import locks
 
 
-def test_running_stops_whatever_happens_inside(web1: driving.Chroot, runtime: chrootfw.Runtime) -> None:
+def test_running_stops_whatever_happens_inside(
+    web1: driving.Chroot, runtime: chrootfw.Runtime
+) -> None:
     with pytest.raises(ZeroDivisionError), runtime.running("web1") as chroot:
         assert chroot.info().state == "running"
         assert chroot.run(["/bin/echo", "hi"], capture_output=True, text=True).stdout == "hi\n"
@@ -30,16 +33,20 @@ def test_running_stops_whatever_happens_inside(web1: driving.Chroot, runtime: ch
     assert web1.is_gone()
 
 
-def test_running_stops_although_an_end_was_asked_for(web1: driving.Chroot, runtime: chrootfw.Runtime) -> None:
+def test_running_stops_although_an_end_was_asked_for(
+    web1: driving.Chroot, runtime: chrootfw.Runtime
+) -> None:
     with runtime.running("web1"):
-        runtime.interrupts.request()
+        runtime.cancellation.request()
     assert web1.is_gone()
 
 
-def test_a_request_from_another_thread_undoes_a_start(web1: driving.Chroot, run_dir: Path, config_dir: Path) -> None:
+def test_a_request_from_another_thread_undoes_a_start(
+    web1: driving.Chroot, run_dir: Path, config_dir: Path
+) -> None:
     web1.write_init("#!/bin/sh\n/bin/touch /run/waits; sleep 3600\n")
-    asked = Interrupts()
-    runtime = chrootfw.Runtime(run_dir=run_dir, config_dir=config_dir, interrupts=asked)
+    asked = Cancellation()
+    runtime = chrootfw.Runtime(run_dir=run_dir, config_dir=config_dir, cancellation=asked)
     caught: list[BaseException] = []
 
     def start() -> None:
@@ -57,7 +64,9 @@ def test_a_request_from_another_thread_undoes_a_start(web1: driving.Chroot, run_
     assert web1.is_gone()
 
 
-def test_a_request_ends_a_command_that_runs_inside(web1: driving.Chroot, runtime: chrootfw.Runtime) -> None:
+def test_a_request_ends_a_command_that_runs_inside(
+    web1: driving.Chroot, runtime: chrootfw.Runtime
+) -> None:
     caught: list[chrootfw.Interrupted] = []
 
     def build() -> None:
@@ -65,7 +74,9 @@ def test_a_request_ends_a_command_that_runs_inside(web1: driving.Chroot, runtime
             with runtime.running("web1") as chroot:
                 # It reads what it is given, and waits for more: the pipe to it is open as well.
                 chroot.run(
-                    ["/bin/sh", "-c", "touch /run/waits; sleep 3600"], input=b"x" * (1 << 20), capture_output=True
+                    ["/bin/sh", "-c", "touch /run/waits; sleep 3600"],
+                    input=b"x" * (1 << 20),
+                    capture_output=True,
                 )
         except chrootfw.Interrupted as error:
             caught.append(error)
@@ -75,7 +86,7 @@ def test_a_request_ends_a_command_that_runs_inside(web1: driving.Chroot, runtime
     thread = threading.Thread(target=build)
     thread.start()
     kernelview.wait_until((web1.root / "run/waits").exists, "the command runs")
-    runtime.interrupts.request(signal.SIGTERM)
+    runtime.cancellation.request(signal.SIGTERM)
     thread.join(60)
     assert [error.signum for error in caught] == [signal.SIGTERM]
     assert web1.is_gone()
@@ -84,7 +95,9 @@ def test_a_request_ends_a_command_that_runs_inside(web1: driving.Chroot, runtime
         runtime.run("web1", ["/bin/true"])
 
 
-def test_a_callback_that_raises_breaks_nothing(web1: driving.Chroot, runtime: chrootfw.Runtime) -> None:
+def test_a_callback_that_raises_breaks_nothing(
+    web1: driving.Chroot, runtime: chrootfw.Runtime
+) -> None:
     def fail(_event: chrootfw.Event) -> None:
         raise RuntimeError("not today")
 
@@ -104,7 +117,10 @@ def test_many_threads_start_and_stop_their_own(
         try:
             for _ in range(2):
                 runtime.start(name)
-                assert runtime.run(name, ["/bin/echo", name], capture_output=True, text=True).stdout == f"{name}\n"
+                assert (
+                    runtime.run(name, ["/bin/echo", name], capture_output=True, text=True).stdout
+                    == f"{name}\n"
+                )
                 runtime.stop(name)
         except BaseException as error:
             failures.append(error)
@@ -131,7 +147,11 @@ def test_threads_share_a_runtime_and_its_instances(
     def use(verb: str, name: str) -> None:
         match verb:
             case "start":
-                assert runtime.start(name).state in ("running", "absent", "mounted")  # as it is by now
+                assert runtime.start(name).state in (
+                    "running",
+                    "absent",
+                    "mounted",
+                )  # as it is by now
             case "stop":
                 runtime.stop(name)
             case "run":
@@ -169,7 +189,9 @@ def test_threads_share_a_runtime_and_its_instances(
         runtime.stop(name)
         assert chroot.is_gone()
         calls = chroot.calls()
-        assert calls == ["start", "stop"] * (len(calls) // 2), "no two starts, and no two stops, in a row"
+        assert calls == ["start", "stop"] * (len(calls) // 2), (
+            "no two starts, and no two stops, in a row"
+        )
 
 
 class _Says:
@@ -198,11 +220,14 @@ def test_two_runtimes_in_one_process_do_not_meet(
 ) -> None:
     plugins = {"web1": _Says("one"), "web2": _Says("two")}
     runtimes = {
-        name: chrootfw.Runtime([plugin], run_dir=run_dir, config_dir=config_dir) for name, plugin in plugins.items()
+        name: chrootfw.Runtime([plugin], run_dir=run_dir, config_dir=config_dir)
+        for name, plugin in plugins.items()
     }
     for name in plugins:
         make_chroot(name)
-    threads = [threading.Thread(target=runtime.start, args=(name,)) for name, runtime in runtimes.items()]
+    threads = [
+        threading.Thread(target=runtime.start, args=(name,)) for name, runtime in runtimes.items()
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -217,7 +242,9 @@ def test_two_runtimes_in_one_process_do_not_meet(
     assert "_Says" not in [record.name for record in chrootfw.Runtime().plugins()]
 
 
-def test_an_asyncio_loop_goes_on_while_a_start_runs(web1: driving.Chroot, runtime: chrootfw.Runtime) -> None:
+def test_an_asyncio_loop_goes_on_while_a_start_runs(
+    web1: driving.Chroot, runtime: chrootfw.Runtime
+) -> None:
     """The start waits for the loop: were it blocked, the start would come to its deadline."""
     web1.write_init("#!/bin/sh\n/bin/mkfifo /run/gate; read line < /run/gate; sleep 3600 &\n")
     gate = web1.root / "run/gate"
@@ -272,7 +299,9 @@ assert logging.getLogger().level == logging.WARNING
 
 
 @pytest.mark.parametrize("how", ["quiet", "logged"])
-def test_a_library_prints_nothing_and_configures_no_logging(web1: driving.Chroot, cli: driving.Cli, how: str) -> None:
+def test_a_library_prints_nothing_and_configures_no_logging(
+    web1: driving.Chroot, cli: driving.Cli, how: str
+) -> None:
     if how == "logged":
         web1.define(binds=["/etc:/missing:ro"])
     done = subprocess.run(
@@ -293,7 +322,9 @@ def test_a_library_prints_nothing_and_configures_no_logging(web1: driving.Chroot
         ]
 
 
-def test_an_instance_in_another_mount_namespace_is_never_called_absent(web1: driving.Chroot, cli: driving.Cli) -> None:
+def test_an_instance_in_another_mount_namespace_is_never_called_absent(
+    web1: driving.Chroot, cli: driving.Cli
+) -> None:
     """The first process of that namespace is chrooted: its own view of the mount table shows nothing."""
     keeper = subprocess.Popen(
         ["unshare", "--mount", "--propagation", "private", "sh", "-c", "echo ready; read line; exit 0"],
@@ -340,17 +371,213 @@ def test_a_plugin_that_was_installed_after_the_start_finds_its_parameters(
 
 
 def test_who_waits_for_another_stop_finds_nothing_to_do(
-    runtime: chrootfw.Runtime, web1: driving.Chroot, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    runtime: chrootfw.Runtime,
+    web1: driving.Chroot,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """That the record is gone then is as it should be, and nothing to warn of."""
     web1.start()
-    lock = runtime._lock
+    lock = locks.lock
 
-    def another_was_first(name: str, verb: str) -> Any:
-        monkeypatch.setattr(runtime, "_lock", lock)
-        runtime.stop(name)
-        return lock(name, verb)
+    def another_was_first(*args: Any, **named: Any) -> Any:
+        monkeypatch.setattr(locks, "lock", lock)
+        runtime.stop("web1")
+        return lock(*args, **named)
 
-    monkeypatch.setattr(runtime, "_lock", another_was_first)
+    monkeypatch.setattr(locks, "lock", another_was_first)
     assert runtime.stop("web1").state == "absent"
     assert not caplog.records
+
+
+#: A program that reaps its children itself, in one way or another, and starts an instance.
+REAPER = """
+import os, signal, sys, threading, time
+import chrootfw
+
+def reap(*_):
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
+
+def wait():
+    while True:
+        try:
+            os.waitpid(-1, 0)
+        except ChildProcessError:
+            time.sleep(0.001)
+
+if sys.argv[1] == "ignores":
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+elif sys.argv[1] == "handles":
+    signal.signal(signal.SIGCHLD, reap)
+else:
+    threading.Thread(target=wait, daemon=True).start()
+if sys.argv[2] == "old kernel":
+    import errno, fcntl
+    ioctl = fcntl.ioctl
+    def old(fd, request, *more):
+        if request == 0xC040FF0B:
+            raise OSError(errno.ENOTTY, "Inappropriate ioctl for device")
+        return ioctl(fd, request, *more)
+    fcntl.ioctl = old
+runtime = chrootfw.Runtime()
+try:
+    print(runtime.start("web1").state, flush=True)
+    print(runtime.run("web1", ["/bin/sh", "-c", "exit 7"]).returncode, flush=True)
+except chrootfw.ChrootfwError as error:
+    print(f"{type(error).__name__}: {error.brief}", flush=True)
+print(runtime.stop("web1").state, flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("how", ["ignores", "handles", "waits"])
+@pytest.mark.parametrize("kernel", ["this kernel", "old kernel"])
+def test_a_program_that_reaps_every_child(
+    web1: driving.Chroot, cli: driving.Cli, request: pytest.FixtureRequest, how: str, kernel: str
+) -> None:
+    """Linux 6.15 and later keep the status of a child that was reaped; before, an error says what took it."""
+    command = [sys.executable, "-c", REAPER, how, kernel]
+    done = subprocess.run(
+        command, env=cli.environment(), check=True, timeout=120, capture_output=True, text=True
+    )
+    said = done.stdout.splitlines()
+    release = [int(part) for part in os.uname().release.replace("-", ".").split(".")[:2]]
+    is_old = release < [6, 15] or request.config.getoption("--kernel") != "running"
+    if kernel == "this kernel" and not is_old:
+        assert said == ["running", "7", "absent"]
+    elif "running" in said:  # the program happened not to be first, at least once
+        assert said[-1] == "absent"
+    else:
+        assert said[0].startswith("ScriptError: ")
+        assert "SIGCHLD is ignored, or a handler or thread waits" in said[0]
+        assert "255" not in said[0]
+        assert said[-1] == "absent"
+    assert web1.is_gone()
+
+
+@pytest.mark.parametrize("how", ["the body", "an administrator", "the body, which then fails"])
+def test_a_block_whose_instance_was_stopped_meanwhile(
+    runtime: chrootfw.Runtime, cli: driving.Cli, web1: driving.Chroot, how: str
+) -> None:
+    """It has no definition, so that nothing of it is known when the block ends."""
+    scratch = chrootfw.Instance("scratch", disk=web1.disk)
+    caught: list[ZeroDivisionError] = []
+    try:
+        with runtime.running(scratch) as chroot:
+            if how == "an administrator":
+                cli("stop", chroot.name)
+            else:
+                assert runtime.stop(scratch).state == "absent"
+                assert runtime.stop(scratch).state == "absent", "there is nothing to do"
+            if how.endswith("fails"):
+                raise ZeroDivisionError
+    except ZeroDivisionError as error:
+        caught.append(error)
+    assert [getattr(error, "__notes__", []) for error in caught] == (
+        [[]] if how.endswith("fails") else []
+    )
+    with pytest.raises(chrootfw.NotFoundError):
+        runtime.stop("scratch")  # a name may be a typing error
+    assert runtime.list()[0].state == "absent"
+
+
+def test_events_and_cancellation_of_one_call(
+    make_chroot: Callable[..., driving.Chroot], runtime: chrootfw.Runtime
+) -> None:
+    """Of two starts with the same plugins one is cancelled; each has its own events."""
+    events: dict[str, set[str]] = {"web1": set(), "web2": set(), "": set()}
+    runtime.on_event = lambda event: events[""].add(event.instance)
+    make_chroot("web1")
+    waits = make_chroot("web2")
+    waits.write_init("#!/bin/sh\n/bin/touch /run/waits; sleep 3600\n")
+    cancellation = Cancellation()
+    one = runtime.with_options(on_event=lambda event: events["web1"].add(event.instance))
+    other = runtime.with_options(
+        on_event=lambda event: events["web2"].add(event.instance), cancellation=cancellation
+    )
+    caught: list[BaseException] = []
+
+    def start() -> None:
+        try:
+            other.start("web2")
+        except chrootfw.Interrupted as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    kernelview.wait_until(lambda: (waits.root / "run/waits").exists(), "the init script runs")
+    assert one.start("web1").state == "running"
+    cancellation.request()
+    thread.join(60)
+    assert caught
+    assert waits.is_gone()
+    assert events == {"web1": {"web1"}, "web2": {"web2"}, "": set()}
+    assert runtime.stop("web1").state == "absent"
+    assert events[""] == {"web1"}
+    assert one.plugins() == runtime.plugins()
+    with pytest.raises(chrootfw.InputError, match="on_event"):
+        runtime.with_options(on_event=3)  # type: ignore[arg-type]
+
+
+def test_a_fork_of_a_program_goes_on_with_its_runtime(
+    make_chroot: Callable[..., driving.Chroot], run_dir: Path, config_dir: Path
+) -> None:
+    """Another thread is in the middle of a start when the program forks; both use the runtime."""
+    runtime = chrootfw.Runtime(run_dir=run_dir, config_dir=config_dir, isolate_plugins=True)
+    waits = make_chroot("web1")
+    waits.write_init(
+        "#!/bin/sh\n[ $1 = stop ] || { mkfifo /run/gate; read line < /run/gate; sleep 3600 & }\n"
+    )
+    make_chroot("web2")
+    started: list[str] = []
+    thread = threading.Thread(target=lambda: started.append(runtime.start("web1").state))
+    thread.start()
+    gate = waits.root / "run/gate"
+    kernelview.wait_until(gate.exists, "the init script runs")
+    pid = os.fork()
+    if pid == 0:
+        try:
+            states = [runtime.start("web2").state, runtime.stop("web2").state]
+            os._exit(states != ["running", "absent"])
+        finally:
+            os._exit(9)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    gate.write_text("go\n")
+    thread.join(60)
+    assert started == ["running"]
+    assert runtime.stop("web1").state == "absent", "its lock did not stay with the fork"
+    assert waits.is_gone()
+
+
+def test_a_signal_handler_that_raises_undoes_a_start(
+    web1: driving.Chroot, runtime: chrootfw.Runtime
+) -> None:
+    web1.write_init("#!/bin/sh\n/bin/touch /run/waits; sleep 3600\n")
+
+    class Alarm(Exception):
+        pass
+
+    def handle(*_: object) -> None:
+        raise Alarm
+
+    before = signal.signal(signal.SIGUSR1, handle)
+    main_thread = threading.main_thread().ident
+    assert main_thread is not None
+
+    def ring() -> None:
+        kernelview.wait_until((web1.root / "run/waits").exists, "the init script runs")
+        signal.pthread_kill(main_thread, signal.SIGUSR1)
+
+    thread = threading.Thread(target=ring)
+    thread.start()
+    try:
+        with pytest.raises(Alarm):
+            runtime.start("web1")
+    finally:
+        thread.join(60)
+        signal.signal(signal.SIGUSR1, before)
+    assert web1.is_gone()

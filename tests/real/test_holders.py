@@ -26,9 +26,7 @@ os.close(fd)
 print(flush=True)
 time.sleep(3600)
 """
-_SOCKET = (
-    "import socket,sys,time; s=socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); print(flush=True); time.sleep(3600)"
-)
+_SOCKET = "import socket,sys,time; s=socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); print(flush=True); time.sleep(3600)"
 
 
 def by_cwd(outside: Outside, root: Path) -> subprocess.Popen[str]:
@@ -51,7 +49,9 @@ def by_directory(outside: Outside, root: Path) -> subprocess.Popen[str]:
 
 
 def by_map(outside: Outside, root: Path) -> subprocess.Popen[str]:
-    return _ready(outside(sys.executable, "-c", _MAP, str(root / "etc/passwd"), stdout=subprocess.PIPE))
+    return _ready(
+        outside(sys.executable, "-c", _MAP, str(root / "etc/passwd"), stdout=subprocess.PIPE)
+    )
 
 
 def by_program(outside: Outside, root: Path) -> subprocess.Popen[str]:
@@ -63,7 +63,11 @@ def by_api_file_system(outside: Outside, root: Path) -> subprocess.Popen[str]:
 
 
 def by_socket(outside: Outside, root: Path) -> subprocess.Popen[str]:
-    return _ready(outside(sys.executable, "-c", _SOCKET, str(root / "srv/socket"), cwd="/", stdout=subprocess.PIPE))
+    return _ready(
+        outside(
+            sys.executable, "-c", _SOCKET, str(root / "srv/socket"), cwd="/", stdout=subprocess.PIPE
+        )
+    )
 
 
 def _ready(process: subprocess.Popen[str]) -> subprocess.Popen[str]:
@@ -84,9 +88,13 @@ HOLDERS = {
 
 
 @pytest.fixture(params=["directory", "ext4"])
-def held_by(request: pytest.FixtureRequest, make_chroot: MakeChroot, image: Callable[..., Path]) -> Chroot:
+def held_by(
+    request: pytest.FixtureRequest, make_chroot: MakeChroot, image: Callable[..., Path]
+) -> Chroot:
     """An instance to be held, on a directory and on an image."""
-    return make_chroot(disk=image(name="held", init=roots.script()) if request.param == "ext4" else None)
+    return make_chroot(
+        disk=image(name="held", init=roots.script()) if request.param == "ext4" else None
+    )
 
 
 @pytest.mark.parametrize("kind", HOLDERS)
@@ -132,14 +140,21 @@ def test_a_holder_in_a_copy_of_the_mount_namespace(
 ) -> None:
     web1 = make_chroot(disk=image())
     web1.start()
-    holder = outside("unshare", "--mount", "sh", "-c", "echo; exec sleep 3600", stdout=subprocess.PIPE)
+    holder = outside(
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        f"cd {web1.root}; echo; exec sleep 3600",
+        stdout=subprocess.PIPE,
+    )
     _ready(holder)
 
     stopped = web1.cli("stop", expect=4, says=["web1"])
     assert str(holder.pid) in stopped.stderr
     info = web1.cli("info", "--json").json()["instances"][0]
     assert info["state"] == "held"
-    assert [(each["pid"], each["why"]) for each in info["holders"]] == [(holder.pid, "namespace")]
+    assert [(each["pid"], each["why"]) for each in info["holders"]] == [(holder.pid, "cwd")]
 
     holder.kill()
     holder.wait()
@@ -149,13 +164,18 @@ def test_a_holder_in_a_copy_of_the_mount_namespace(
     roots.check_image(web1.disk, "ext4")
 
 
-def test_a_holder_that_is_a_loop_device(make_chroot: MakeChroot, image: Callable[..., Path]) -> None:
+def test_a_holder_that_is_a_loop_device(
+    make_chroot: MakeChroot, image: Callable[..., Path]
+) -> None:
     web1 = make_chroot(disk=image())
     web1.start()
     with (web1.root / "srv/inner.img").open("wb") as file:
         file.truncate(1 << 20)
     device = subprocess.run(
-        ["losetup", "--find", "--show", str(web1.root / "srv/inner.img")], check=True, capture_output=True, text=True
+        ["losetup", "--find", "--show", str(web1.root / "srv/inner.img")],
+        check=True,
+        capture_output=True,
+        text=True,
     ).stdout.strip()
 
     stopped = web1.cli("stop", expect=4, says=["web1"])
@@ -177,7 +197,9 @@ def test_somebody_elses_loop_device_over_the_image_is_not_ours(
     assert loops_over(web1.disk) == [device]
 
 
-@pytest.mark.parametrize("verb", ["stop --kill-holders", "stop --kill-holders --force", "cleanup", "info"])
+@pytest.mark.parametrize(
+    "verb", ["stop --kill-holders", "stop --kill-holders --force", "cleanup", "info"]
+)
 def test_a_device_that_was_ours_once_is_not_ours_for_ever(
     make_chroot: MakeChroot,
     image: Callable[..., Path],
@@ -190,12 +212,25 @@ def test_a_device_that_was_ours_once_is_not_ours_for_ever(
     web1, strangers = make_chroot(disk=image()), image(name="strangers")
     web1.start()
     (device,) = loops_over(web1.disk)
-    holder = _ready(outside("unshare", "--mount", "sh", "-c", "echo; exec sleep 3600", stdout=subprocess.PIPE))
+    holder = _ready(
+        outside(
+            "unshare",
+            "--mount",
+            "sh",
+            "-c",
+            "echo; exec sleep 3600",
+            stdout=subprocess.PIPE,
+            cwd=web1.root / "srv",
+        )
+    )
     web1.cli("stop", expect=4)
     holder.kill()
     holder.wait()
     attach_it = ["losetup", device, str(strangers)]
-    wait_until(lambda: subprocess.run(attach_it, stderr=subprocess.DEVNULL).returncode == 0, "the device is free")
+    wait_until(
+        lambda: subprocess.run(attach_it, stderr=subprocess.DEVNULL).returncode == 0,
+        "the device is free",
+    )
     place = mounted(tmp_path / "strangers", device)
     subprocess.run(["losetup", "--detach", device], check=True)  # happens when it is unmounted
     stranger = outside("sleep", "3600", cwd=place)
@@ -246,7 +281,9 @@ def test_the_error_as_json_names_the_holders(web1: Chroot, outside: Outside) -> 
     assert isinstance(error["hint"], str)
 
 
-def test_a_holder_does_not_keep_a_running_instance_from_being_shown(web1: Chroot, outside: Outside) -> None:
+def test_a_holder_does_not_keep_a_running_instance_from_being_shown(
+    web1: Chroot, outside: Outside
+) -> None:
     web1.start()
     holder = by_cwd(outside, web1.root)
     info = web1.cli("info", "--json").json()["instances"][0]
@@ -256,7 +293,9 @@ def test_a_holder_does_not_keep_a_running_instance_from_being_shown(web1: Chroot
 
 
 @pytest.mark.parametrize("how", ["flag", "definition", "library", "flag with force"])
-def test_holders_are_signalled_when_that_is_asked_for(held_by: Chroot, outside: Outside, how: str) -> None:
+def test_holders_are_signalled_when_that_is_asked_for(
+    held_by: Chroot, outside: Outside, how: str
+) -> None:
     web1 = held_by
     if how == "definition":
         web1.define(holders="kill")
@@ -296,7 +335,9 @@ def test_who_has_the_disk_itself_open_is_named_and_never_signalled(
 
 def test_a_holder_that_ignores_term_is_killed_too(web1: Chroot, outside: Outside) -> None:
     web1.start()
-    holder = outside("sh", "-c", "trap '' TERM; echo; exec sleep 3600", cwd=web1.root, stdout=subprocess.PIPE)
+    holder = outside(
+        "sh", "-c", "trap '' TERM; echo; exec sleep 3600", cwd=web1.root, stdout=subprocess.PIPE
+    )
     _ready(holder)
     web1.cli("stop", "--kill-holders", "--timeout", "0.1")
     assert holder.wait() == -9
@@ -310,7 +351,9 @@ def test_force_alone_spares_holders(web1: Chroot, outside: Outside) -> None:
     assert holder.poll() is None
 
 
-def test_the_command_that_stops_never_signals_itself_or_those_above_it(web1: Chroot, cli: Cli) -> None:
+def test_the_command_that_stops_never_signals_itself_or_those_above_it(
+    web1: Chroot, cli: Cli
+) -> None:
     """Run from a shell that stands in the root, as people do."""
     web1.start()
     web1.cli(
@@ -325,7 +368,12 @@ def test_processes_of_another_instance_are_spared(make_chroot: MakeChroot) -> No
     web1.start()
     web2.start()
     with (web1.root / "etc/passwd").open() as file:
-        web2.runtime.run("web2", ["/bin/sh", "-c", "exec 3<&0 > /dev/null 2>&1; sleep 3600 &"], stdin=file, check=True)
+        web2.runtime.run(
+            "web2",
+            ["/bin/sh", "-c", "exec 3<&0 > /dev/null 2>&1; sleep 3600 &"],
+            stdin=file,
+            check=True,
+        )
     neighbours = web2.pids()
     assert len(neighbours) == 2
 
@@ -334,4 +382,52 @@ def test_processes_of_another_instance_are_spared(make_chroot: MakeChroot) -> No
     assert web2.pids() == neighbours
     web2.cli("stop")
     web1.cli("cleanup")
+    assert web1.is_gone()
+
+
+@pytest.mark.parametrize("how", [[], ["--force"]])
+def test_a_copy_of_the_mounts_is_no_reason_for_a_signal(
+    make_chroot: MakeChroot, image: Callable[..., Path], outside: Outside, how: list[str]
+) -> None:
+    """Every process with a mount namespace of its own has one; it keeps nothing busy by that."""
+    web1 = make_chroot(disk=image())
+    web1.start()
+    stranger = _ready(
+        outside("unshare", "--mount", "sh", "-c", "echo; exec sleep 3600", stdout=subprocess.PIPE)
+    )
+    web1.cli("stop", "--kill-holders", *how, expect=(0, 4))
+    assert stranger.poll() is None
+    stranger.kill()
+    stranger.wait()
+    wait_until(lambda: not loops_over(web1.disk), "the kernel let go of the image")
+    web1.cli("cleanup")
+
+
+def test_a_holder_is_signalled_only_when_something_is_busy(web1: Chroot, outside: Outside) -> None:
+    """Its file is given back before the first unmount: it was in nobody's way."""
+    web1.write_init(roots.script(stop="true; echo > /srv/go; while [ -e /srv/go ]; do :; done"))
+    web1.start()
+    program = 'exec 3< etc/passwd; until [ -e srv/go ]; do sleep 0.01; done; exec 3<&-; go=$PWD/srv/go; cd /; rm "$go"; exec sleep 3600'
+    holder = outside("sh", "-c", program, cwd=web1.root)
+    web1.cli("stop", "--kill-holders")
+    assert holder.poll() is None
+    assert web1.is_gone()
+
+
+def test_a_start_of_what_is_held_by_its_disk_says_what_holds_it(
+    make_chroot: Callable[..., Chroot],
+    image: Callable[..., Path],
+    mounted: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    """The mounts are gone; a start goes on with the stop first, which cannot end."""
+    web1 = make_chroot(disk=image(), init_script=False)
+    web1.cli("start")
+    copy = mounted(tmp_path / "copy", "--bind", str(web1.root))
+    web1.cli("stop", expect=4)
+    refused = web1.cli("start", expect=4, says=["web1", str(web1.disk), "in use"])
+    assert str(copy) in refused.stderr
+    subprocess.run(["umount", str(copy)], check=True)
+    web1.cli("start")
+    web1.cli("stop")
     assert web1.is_gone()

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ import roots
 
 import chrootfw
 from chrootfw import Command, Escalation, Instance, MountPoint, Problem, Step
+
+pytestmark = pytest.mark.quick
 
 
 @attrs.frozen
@@ -59,7 +62,9 @@ class Everything:
         return [MountPoint("/mnt", "tmpfs", "tmpfs", ("size=1m",))] if self.mine(instance) else None
 
     @chrootfw.hookimpl
-    def chrootfw_pre_start(self, instance: Instance, root: chrootfw.Root | None) -> list[Step] | None:
+    def chrootfw_pre_start(
+        self, instance: Instance, root: chrootfw.Root | None
+    ) -> list[Step] | None:
         return [MakeFile(self.extra)] if self.mine(instance) else None
 
     @chrootfw.hookimpl
@@ -119,7 +124,9 @@ def test_one_object_overrides_all_five_stages_for_one_instance(
         for stage in stages
     ]  # fmt: skip
     kills = [
-        event.does for event in events if event.stage == "kill" and event.instance == "special" and event.what == "end"
+        event.does
+        for event in events
+        if event.stage == "kill" and event.instance == "special" and event.what == "end"
     ]
     assert len(kills) == 1
     assert kills[0].startswith("SIGKILL"), "the default strategy was used"
@@ -142,7 +149,7 @@ def test_an_illegal_unmount_ordering_is_refused_by_name_and_the_stop_goes_on(
     bad.start("web1")
     bad.stop("web1")
     assert web1.is_gone()
-    blame = [event for event in events if event.what == "blame"]
+    blame = [event for event in events if event.what == "plugin-error"]
     assert blame
     assert blame[0].plugin == "BadOrder"
     assert "/proc" in blame[0].does or "/dev" in blame[0].does
@@ -165,14 +172,16 @@ class Raises:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_plugin_that_raises_never_keeps_anyone_from_stopping(web1: driving.Chroot, runtime: chrootfw.Runtime) -> None:
+def test_a_plugin_that_raises_never_keeps_anyone_from_stopping(
+    web1: driving.Chroot, runtime: chrootfw.Runtime
+) -> None:
     events: list[chrootfw.Event] = []
     bad = runtime.with_plugins(Raises())
     bad.on_event = events.append
     bad.start("web1")
     bad.stop("web1")
     assert web1.is_gone()
-    assert {event.plugin for event in events if event.what == "blame"} == {"Raises"}
+    assert {event.plugin for event in events if event.what == "plugin-error"} == {"Raises"}
 
 
 class Refuses:
@@ -204,7 +213,10 @@ class Prepares:
 
     @chrootfw.hookimpl
     def chrootfw_pre_start(self) -> list[Step]:
-        return [MakeFile(str(self.directory / "first")), MakeFile(str(self.directory / "second"), self.fail)]
+        return [
+            MakeFile(str(self.directory / "first")),
+            MakeFile(str(self.directory / "second"), self.fail),
+        ]
 
 
 def test_steps_are_undone_when_one_of_them_fails(
@@ -247,7 +259,7 @@ def test_a_start_killed_between_two_steps_is_undone_from_its_record_by_another_p
         env={**cli.environment(), "PYTHONPATH": f"{here}:{cli.environment()['PYTHONPATH']}"}, check=False, capture_output=True,
     )  # fmt: skip
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    record = json.loads((cli.run_dir / "web1/intent.json").read_text())
+    record = json.loads((cli.run_dir / "web1/record.json").read_text())
     assert record["steps"], "a step is recorded before it is applied"
     web1.cli(verb, env={"PYTHONPATH": f"{here}:{cli.environment()['PYTHONPATH']}"})
     assert not (tmp_path / "first").exists()
@@ -256,7 +268,7 @@ def test_a_start_killed_between_two_steps_is_undone_from_its_record_by_another_p
     assert web1.is_gone()
 
 
-def test_a_debt_whose_plugin_is_gone_is_kept_and_named(
+def test_a_step_whose_plugin_is_gone_is_kept_and_named(
     web1: driving.Chroot, runtime: chrootfw.Runtime, cli: driving.Cli, tmp_path: Path
 ) -> None:
     runtime.with_plugins(Prepares(tmp_path, fail=False)).start("web1")
@@ -302,7 +314,9 @@ class Copies:
         return [MountPoint("/", MakeDirectory(str(self.path), str(instance.disk)))]
 
 
-def test_the_source_of_the_root_may_be_a_step(web1: driving.Chroot, runtime: chrootfw.Runtime, tmp_path: Path) -> None:
+def test_the_source_of_the_root_may_be_a_step(
+    web1: driving.Chroot, runtime: chrootfw.Runtime, tmp_path: Path
+) -> None:
     mine = runtime.with_plugins(Copies(tmp_path / "copy"))
     mine.start("web1")
     mine.run("web1", ["/bin/touch", "/var/only-in-the-copy"], check=True)
@@ -322,7 +336,9 @@ def test_a_source_whose_plugin_is_gone_is_unmounted_kept_and_named(
         assert words in failed.stderr
     assert (tmp_path / "copy").exists()
     assert [info.name for info in runtime.list()] == ["web1"]
-    web1.cli("cleanup", env={"PYTHONPATH": f"{Path(__file__).parent}:{cli.environment()['PYTHONPATH']}"})
+    web1.cli(
+        "cleanup", env={"PYTHONPATH": f"{Path(__file__).parent}:{cli.environment()['PYTHONPATH']}"}
+    )
     assert not (tmp_path / "copy").exists()
 
 
@@ -335,7 +351,9 @@ class MakesByCommand:
 
     @chrootfw.hookimpl
     def chrootfw_pre_start(self) -> list[Step]:
-        return [chrootfw.CommandStep(["mkdir", self.path], ["rm", "-r", self.path], makes=self.path)]
+        return [
+            chrootfw.CommandStep(["mkdir", self.path], ["rm", "-r", self.path], makes=self.path)
+        ]
 
     @chrootfw.hookimpl
     def chrootfw_init_script(self) -> Command:
@@ -411,7 +429,9 @@ class Overlay:
         ]  # fmt: skip
 
 
-def test_an_overlay_with_layers_outside_the_root(web1: driving.Chroot, runtime: chrootfw.Runtime) -> None:
+def test_an_overlay_with_layers_outside_the_root(
+    web1: driving.Chroot, runtime: chrootfw.Runtime
+) -> None:
     mine = runtime.with_plugins(Overlay())
     mine.start("web1")
     mine.run("web1", ["/bin/touch", "/var/thrown-away"], check=True)
@@ -509,3 +529,210 @@ def test_what_is_checked_before_a_start_is_the_command_that_will_run(
     with pytest.raises(chrootfw.PreStartError, match="the init script /bin/nothing does not exist"):
         runtime.with_plugins(PartByCommand(tmp_path / "made", "/bin/nothing")).start("web1")
     assert web1.is_gone()
+
+
+@attrs.frozen
+class Slow(Step):
+    """A step whose undo, and perhaps its apply, takes longer than it may; each says when it begins and ends."""
+
+    kind = "slow"
+    deadline = 0.3
+    diary: str
+    applies: float
+    undoes: float
+    fails: bool
+
+    def describe(self) -> str:
+        return "do it slowly"
+
+    def _write(self, word: str) -> None:
+        with open(self.diary, "a", encoding="utf-8") as file:
+            file.write(f"{word}\n")
+
+    def apply(self) -> None:
+        self._write("apply")
+        time.sleep(self.applies)
+        self._write("applied")
+
+    def undo(self, record: Mapping[str, Any]) -> None:  # noqa: ARG002
+        self._write("undo")
+        time.sleep(self.undoes)
+        if self.fails and Path(self.diary).read_text().count("undo\n") == 1:
+            self._write("failed")
+            raise RuntimeError("not at the first time")
+        self._write("undone")
+
+
+class Slowly:
+    def __init__(self, step: Slow) -> None:
+        self.step = step
+
+    @chrootfw.hookimpl
+    def chrootfw_pre_start(self) -> list[Step]:
+        return [self.step]
+
+
+def _has(diary: Path, word: str) -> Callable[[], bool]:
+    return lambda: diary.exists() and word in diary.read_text().split()
+
+
+@pytest.fixture
+def isolating(run_dir: Path, config_dir: Path) -> chrootfw.Runtime:
+    """A runtime that leaves behind what does not come back, as the command does."""
+    return chrootfw.Runtime(run_dir=run_dir, config_dir=config_dir, isolate_plugins=True)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_undo_that_goes_on_is_not_begun_beside_itself(
+    web1: driving.Chroot, isolating: chrootfw.Runtime, tmp_path: Path, fails: bool
+) -> None:
+    diary = tmp_path / "diary"
+    mine = isolating.with_plugins(Slowly(Slow(str(diary), 0, 2, fails)))
+    mine.start("web1")
+    for _ in range(3):
+        with pytest.raises(chrootfw.StepError) as caught:
+            mine.stop("web1")
+        said = " ".join(caught.value.details)
+        assert "did not come back" in said or "still being undone" in said, said
+    kernelview.wait_until(_has(diary, "failed" if fails else "undone"), "the undo comes to its end")
+    if fails:
+        with pytest.raises(chrootfw.StepError, match="could not be undone"):
+            mine.stop("web1")  # it has begun again
+        kernelview.wait_until(_has(diary, "undone"), "the second undo comes to its end")
+    time.sleep(0.1)
+    mine.stop("web1")
+    expected = ["apply", "applied", "undo", *(["failed", "undo"] if fails else []), "undone"]
+    assert diary.read_text().split() == expected
+    assert web1.is_gone()
+
+
+def test_what_is_still_being_applied_is_not_undone_beside_it(
+    web1: driving.Chroot, isolating: chrootfw.Runtime, tmp_path: Path
+) -> None:
+    diary = tmp_path / "diary"
+    mine = isolating.with_plugins(Slowly(Slow(str(diary), 2, 0, False)))
+    with pytest.raises(chrootfw.StepError, match="did not come back"):
+        mine.start("web1")
+    with pytest.raises(chrootfw.StepError) as caught:
+        mine.cleanup("web1")
+    assert any("still being applied" in line for line in caught.value.details)
+    kernelview.wait_until(_has(diary, "applied"), "the apply comes to its end")
+    time.sleep(0.1)
+    mine.cleanup("web1")
+    assert diary.read_text().split() == ["apply", "applied", "undo", "undone"]
+    assert web1.is_gone()
+
+
+class StubbornStrategy:
+    """Leave a process that ignores TERM alone for an hour, also in a forced stop."""
+
+    @chrootfw.hookimpl
+    def chrootfw_kill_strategy(self) -> list[chrootfw.Escalation]:
+        return [chrootfw.Escalation(signal.SIGTERM, 3600), chrootfw.Escalation(signal.SIGKILL, 2)]
+
+
+class NoStrategy:
+    """Think for an hour."""
+
+    @chrootfw.hookimpl
+    def chrootfw_kill_strategy(self) -> None:
+        time.sleep(3600)
+
+
+@pytest.mark.parametrize("plugin", [StubbornStrategy, NoStrategy])
+def test_a_forced_stop_kills_within_two_seconds_whatever_a_strategy_says(
+    make_chroot: Callable[..., driving.Chroot], isolating: chrootfw.Runtime, plugin: type
+) -> None:
+    web1 = make_chroot(init=roots.script(roots.STUBBORN))
+    mine = isolating.with_plugins(plugin)
+    mine.start("web1")
+    killed: list[float] = []
+
+    def note(event: chrootfw.Event) -> None:
+        if event.what == "begin" and "SIGKILL" in event.does:
+            killed.append(time.monotonic())
+
+    mine.on_event = note
+    began = time.monotonic()
+    mine.stop("web1", force=True)
+    assert killed[0] - began < 4  # two seconds, where nothing else runs
+    assert web1.is_gone()
+
+
+# What is well formed, and does not work.
+
+
+@attrs.frozen
+class Failing(Step):
+    kind = "failing"
+    is_own: bool
+
+    def describe(self) -> str:
+        return "fail"
+
+    def apply(self) -> None:
+        if self.is_own:
+            raise chrootfw.StepError("it is not today")
+        subprocess.run(
+            ["/bin/sh", "-c", "echo the real reason >&2; exit 2"], check=True, capture_output=True
+        )
+
+    def undo(self, record: Mapping[str, Any]) -> None:
+        pass
+
+
+_UNFIT: dict[str, tuple[str, Any, str]] = {
+    "an option": ("mount", [MountPoint("/mnt", "tmpfs", "tmpfs", ("no=1",))], "no=1"),
+    "a type": ("mount", [MountPoint("/mnt", "x", "nosuchfs")], "no file system nosuchfs"),
+    "a source": ("mount", [MountPoint("/mnt", "/nosuch", None, ("bind",))], "No such file"),
+    "an image": ("mount", [MountPoint("/mnt", "/nosuch.img", "ext4")], "does not exist"),
+    "a layer": (
+        "mount",
+        [MountPoint("/mnt", "overlay", "overlay", ("lowerdir={aux:nope}",))],
+        "aux/nope",
+    ),
+    "a relative command": ("init_script", chrootfw.Command(["true"]), "absolute path"),
+    "a missing command": ("init_script", chrootfw.Command(["/nosuch"]), "does not exist"),
+    "a user": ("enter", chrootfw.Entry(user="nosuch"), "there is no user 'nosuch'"),
+    "a Step's own error": ("pre_start", [Failing(True)], "it is not today"),
+    "a Step's command": ("pre_start", [Failing(False)], "the real reason"),
+}
+
+
+@pytest.mark.parametrize("unfit", _UNFIT)
+def test_the_plugin_is_named_where_its_well_formed_answer_does_not_work(
+    unfit: str, web1: driving.Chroot, runtime: chrootfw.Runtime
+) -> None:
+    hook, answer, words = _UNFIT[unfit]
+
+    class Unfit:
+        __qualname__ = "Unfit"
+        exec(f"@chrootfw.hookimpl\ndef chrootfw_{hook}(self): return ANSWER", {**globals(), "ANSWER": answer}, locals())  # fmt: skip
+
+    with pytest.raises(chrootfw.ChrootfwError) as caught:
+        runtime.with_plugins(Unfit).start("web1")
+    assert words in str(caught.value)
+    assert "plugin Unfit (test_hooks)" in str(caught.value)
+    assert web1.is_gone()
+
+
+class Breaks:
+    @chrootfw.hookimpl
+    def chrootfw_init_script(self) -> None:
+        json.loads("{")
+
+
+def test_an_error_names_the_line_of_the_plugin_not_of_pythons_library(
+    web1: driving.Chroot, runtime: chrootfw.Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = runtime.with_plugins(Breaks)
+    with pytest.raises(chrootfw.PluginError) as caught:
+        mine.start("web1")
+    (line,) = caught.value.details
+    assert line.startswith(f"{__file__}, line ")
+    assert line.endswith('in chrootfw_init_script: json.loads("{")')
+    assert "decoder.py" in caught.value.traceback
+    monkeypatch.setenv("CHROOTFW_DEBUG", "1")
+    with pytest.raises(chrootfw.PluginError) as caught:
+        mine.start("web1")
+    assert any("decoder.py" in line for line in caught.value.details)

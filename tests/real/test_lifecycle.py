@@ -15,12 +15,21 @@ from kernelview import is_free, is_running, loops_over, mount_on, mounts_below, 
 
 import chrootfw
 
+pytestmark = pytest.mark.quick
+
 MakeChroot = Callable[..., Chroot]
 
 # -- every kind of disk ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fstype", ["ext4", "xfs", "btrfs"])
+@pytest.mark.parametrize(
+    "fstype",
+    [
+        "ext4",
+        pytest.param("xfs", marks=pytest.mark.full),
+        pytest.param("btrfs", marks=pytest.mark.full),
+    ],
+)
 def test_an_image_lives_and_is_clean_afterwards(
     make_chroot: MakeChroot, image: Callable[..., Path], fstype: str
 ) -> None:
@@ -75,7 +84,9 @@ def test_a_block_device_stays_attached_and_is_free_afterwards(
     roots.check_image(file, "ext4")
 
 
-def test_a_directory_is_bound_without_what_is_mounted_below_it(web1: Chroot, mounted: Callable[..., Path]) -> None:
+def test_a_directory_is_bound_without_what_is_mounted_below_it(
+    web1: Chroot, mounted: Callable[..., Path]
+) -> None:
     mounted(web1.disk / "mnt", "-t", "tmpfs", "tmpfs")
     (web1.disk / "mnt/on-the-host").touch()
 
@@ -96,20 +107,29 @@ def test_what_is_written_to_a_directory_stays(web1: Chroot) -> None:
 
 def test_the_api_file_systems_are_inside(web1: Chroot) -> None:
     web1.start()
-    inside = {mount.target.removeprefix(os.fsencode(web1.root)): mount.fstype for mount in mounts_below(web1.root)}
+    inside = {
+        mount.target.removeprefix(os.fsencode(web1.root)): mount.fstype
+        for mount in mounts_below(web1.root)
+    }
     assert inside[b"/proc"] == "proc"
     assert inside[b"/sys"] == "sysfs"
     assert inside[b"/dev/pts"] == "devpts"
     assert inside[b"/run"] == "tmpfs"
     assert inside[b"/dev/shm"] == "tmpfs"
-    web1.runtime.run("web1", ["/bin/sh", "-c", "echo x > /dev/null && head -c 1 /dev/urandom > /dev/shm/x"], check=True)
+    web1.runtime.run(
+        "web1",
+        ["/bin/sh", "-c", "echo x > /dev/null && head -c 1 /dev/urandom > /dev/shm/x"],
+        check=True,
+    )
 
 
 def test_binds(make_chroot: MakeChroot, tmp_path: Path) -> None:
     for name in ("pictures", "music"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "here").write_text(name)
-    web1 = make_chroot(binds=[f"{tmp_path}/pictures:/srv/pictures", f"{tmp_path}/music:/mnt/music:ro"])
+    web1 = make_chroot(
+        binds=[f"{tmp_path}/pictures:/srv/pictures", f"{tmp_path}/music:/mnt/music:ro"]
+    )
     web1.start()
     for path in ("/srv/pictures/here", "/mnt/music/here"):
         assert (
@@ -117,7 +137,10 @@ def test_binds(make_chroot: MakeChroot, tmp_path: Path) -> None:
             == Path(path).parent.name
         )
     assert web1.runtime.run("web1", ["/bin/touch", "/srv/pictures/new"]).returncode == 0
-    assert web1.runtime.run("web1", ["/bin/touch", "/mnt/music/new"], capture_output=True).returncode != 0
+    assert (
+        web1.runtime.run("web1", ["/bin/touch", "/mnt/music/new"], capture_output=True).returncode
+        != 0
+    )
     web1.stop()
     assert web1.is_gone()
     assert sorted(os.listdir(tmp_path / "pictures")) == ["here", "new"]
@@ -146,12 +169,21 @@ def test_the_script_runs_with_nothing_of_the_callers(make_chroot: MakeChroot, cl
     os.close(read_end)
     os.close(write_end)
     found = {
-        name: (web1.disk / "srv" / name).read_text() for name in ("env", "cwd", "umask", "stdin", "fds", "signals")
+        name: (web1.disk / "srv" / name).read_text()
+        for name in ("env", "cwd", "umask", "stdin", "fds", "signals")
     }
     variables = dict(line.split("=", 1) for line in found["env"].splitlines())
     assert variables.pop("PWD", "/") == "/"  # the shell's own
     assert variables.pop("SHLVL", "1") == "1"
-    assert variables.keys() <= {"PATH", "HOME", "LANG", "CHROOTFW_INSTANCE", "CHROOTFW_ACTION", "_", "OLDPWD"}
+    assert variables.keys() <= {
+        "PATH",
+        "HOME",
+        "LANG",
+        "CHROOTFW_INSTANCE",
+        "CHROOTFW_ACTION",
+        "_",
+        "OLDPWD",
+    }
     assert (variables["CHROOTFW_INSTANCE"], variables["CHROOTFW_ACTION"]) == ("web1", "start")
     assert found["cwd"] == "/\n"
     assert found["umask"] == "0022\n"
@@ -184,7 +216,9 @@ def test_something_else_mounted_in_its_place(web1: Chroot, mounted: Callable[...
     assert web1.calls() == []
 
 
-def test_without_a_definition(cli: Cli, make_root: Callable[..., Path], runtime: chrootfw.Runtime) -> None:
+def test_without_a_definition(
+    cli: Cli, make_root: Callable[..., Path], runtime: chrootfw.Runtime
+) -> None:
     disk = make_root()
     cli("start", "web1", "--disk", str(disk))
     assert runtime.info("web1").state == "running"
@@ -192,8 +226,12 @@ def test_without_a_definition(cli: Cli, make_root: Callable[..., Path], runtime:
     cli("stop", "web1", expect=3, says=["web1"])
 
 
-def test_an_instance_given_by_the_program(runtime: chrootfw.Runtime, make_root: Callable[..., Path]) -> None:
-    info = runtime.start(chrootfw.Instance("web1", disk=str(make_root()), params={"require_process": True}))
+def test_an_instance_given_by_the_program(
+    runtime: chrootfw.Runtime, make_root: Callable[..., Path]
+) -> None:
+    info = runtime.start(
+        chrootfw.Instance("web1", disk=str(make_root()), params={"require_process": True})
+    )
     assert (info.name, info.state) == ("web1", chrootfw.InstanceState.RUNNING)
     runtime.stop("web1")
     assert runtime.list() == []
@@ -209,7 +247,9 @@ def test_flags_beside_a_definition_count_for_this_start_only(web1: Chroot) -> No
 
 
 def test_another_init_script(web1: Chroot) -> None:
-    roots.write_init(web1.disk, roots.script(start="touch /srv/other; " + roots.DAEMON), name="srv/other-init")
+    roots.write_init(
+        web1.disk, roots.script(start="touch /srv/other; " + roots.DAEMON), name="srv/other-init"
+    )
     web1.cli("start", "--init-script", "/srv/other-init")
     assert (web1.disk / "srv/other").exists()
     web1.cli("stop")
@@ -268,12 +308,20 @@ class Touch(chrootfw.Step):
     ("params", "words"),
     [
         pytest.param({"fstype": "xfs"}, "disk.img", id="mount: wrong type"),
-        pytest.param({"mount_options": ["no_such_option"]}, "no_such_option", id="mount: wrong option"),
-        pytest.param({"binds": ["/no/such/directory:/mnt"]}, "/no/such/directory", id="mount: missing source"),
+        pytest.param(
+            {"mount_options": ["no_such_option"]}, "no_such_option", id="mount: wrong option"
+        ),
+        pytest.param(
+            {"binds": ["/no/such/directory:/mnt"]}, "/no/such/directory", id="mount: missing source"
+        ),
         pytest.param({"min_free": 1 << 30}, "web1", id="pre-start: no space"),
         pytest.param({"init_script": "/no/such/script"}, "web1", id="pre-start: no script"),
-        pytest.param({"start_timeout": 0.2, "init_script": "/srv/hangs"}, "web1", id="init-start: hangs"),
-        pytest.param({"init_script": "/srv/fails"}, "web1", id="init-start: fails and leaves a daemon"),
+        pytest.param(
+            {"start_timeout": 0.2, "init_script": "/srv/hangs"}, "web1", id="init-start: hangs"
+        ),
+        pytest.param(
+            {"init_script": "/srv/fails"}, "web1", id="init-start: fails and leaves a daemon"
+        ),
     ],
 )
 def test_a_start_that_fails_is_undone(
@@ -383,9 +431,7 @@ def test_stop_without_the_script(web1: Chroot, flag: str) -> None:
 
 
 #: A daemon that notes a TERM in /srv before it ends.
-NOTES_TERM = (
-    "/bin/sh -c 'trap \"echo TERM >> /srv/got; exit\" TERM; echo > /run/ready; while :; do usleep 1000; done' &"
-)
+NOTES_TERM = "/bin/sh -c 'trap \"echo TERM >> /srv/got; exit\" TERM; echo > /run/ready; while :; do usleep 1000; done' &"
 
 
 def test_term_comes_first(make_chroot: MakeChroot) -> None:
@@ -409,7 +455,8 @@ def test_force_kills_at_once(make_chroot: MakeChroot) -> None:
 @pytest.mark.parametrize("how", ["flag", "definition", "library"])
 def test_what_ignores_term_is_killed(make_chroot: MakeChroot, how: str) -> None:
     web1 = make_chroot(
-        init=roots.script(start=roots.STUBBORN), **({"grace": 0.1} if how == "definition" else {"grace": 3600})
+        init=roots.script(start=roots.STUBBORN),
+        **({"grace": 0.1} if how == "definition" else {"grace": 3600}),
     )
     web1.start()
     stubborn = web1.pids()
@@ -431,7 +478,9 @@ def test_force_does_not_wait_for_what_ignores_term(make_chroot: MakeChroot) -> N
 
 @pytest.mark.parametrize("flags", [[], ["--force"]], ids=["plain", "force"])
 def test_a_stopped_process_ends_too(make_chroot: MakeChroot, flags: list[str]) -> None:
-    web1 = make_chroot(init=roots.script(start="/bin/sleep 3600 & kill -STOP $!", stop="true"), grace=0.2)
+    web1 = make_chroot(
+        init=roots.script(start="/bin/sleep 3600 & kill -STOP $!", stop="true"), grace=0.2
+    )
     web1.start()
     web1.cli("stop", *flags)
     assert web1.is_gone()
@@ -447,7 +496,9 @@ def test_a_daemon_that_multiplies_while_it_is_stopped(make_chroot: MakeChroot) -
 
 def test_a_daemon_in_a_session_of_its_own_with_a_changed_root(make_chroot: MakeChroot) -> None:
     web1 = make_chroot(
-        init=roots.script(start="setsid /bin/busybox chroot /srv/jail /bin/busybox sleep 3600 &", stop="true")
+        init=roots.script(
+            start="setsid /bin/busybox chroot /srv/jail /bin/busybox sleep 3600 &", stop="true"
+        )
     )
     (web1.disk / "srv/jail/bin").mkdir(parents=True)
     os.link(web1.disk / "bin/busybox", web1.disk / "srv/jail/bin/busybox")
@@ -569,7 +620,9 @@ NEIGHBOURS = [("web1", "web10"), ("web1", "web1.1"), ("a", "A"), ("web1", "web1-
 
 @pytest.mark.parametrize(("name", "neighbour"), NEIGHBOURS)
 @pytest.mark.parametrize("verb", ["stop", "stop --force", "reboot"])
-def test_similar_names_never_meet(make_chroot: MakeChroot, name: str, neighbour: str, verb: str) -> None:
+def test_similar_names_never_meet(
+    make_chroot: MakeChroot, name: str, neighbour: str, verb: str
+) -> None:
     one, other = make_chroot(name), make_chroot(neighbour)
     one.start()
     other.start()

@@ -32,13 +32,28 @@ def hundred(runtime: chrootfw.Runtime, tmp_path: Path) -> Iterator[list[str]]:
 def _passes(cli: driving.Cli, tmp_path: Path, state: str, count: int) -> int:
     """How often ``list`` opens the directory /proc itself."""
     trace = tmp_path / "trace"
-    command = ["strace", "-f", "-o", str(trace), "-e", "trace=openat", sys.executable, "-m", "chrootfw", "list"]
-    done = subprocess.run(command, env=cli.environment(), check=True, capture_output=True, text=True)
+    command = [
+        "strace",
+        "-f",
+        "-o",
+        str(trace),
+        "-e",
+        "trace=openat",
+        sys.executable,
+        "-m",
+        "chrootfw",
+        "list",
+    ]
+    done = subprocess.run(
+        command, env=cli.environment(), check=True, capture_output=True, text=True
+    )
     assert done.stdout.count(f" {state} ") == count
     return len(re.findall(r'"/proc", [A-Z_|]*O_DIRECTORY', trace.read_text()))
 
 
-def test_a_hundred_mounted_instances_cost_one_pass(hundred: list[str], cli: driving.Cli, tmp_path: Path) -> None:
+def test_a_hundred_mounted_instances_cost_one_pass(
+    hundred: list[str], cli: driving.Cli, tmp_path: Path
+) -> None:
     assert _passes(cli, tmp_path, "mounted", COUNT) == 1
 
 

@@ -15,7 +15,8 @@ import roots
 from driving import Chroot, Cli
 from kernelview import is_running, loops_over, mounts_below, wait_until
 
-from chrootfw.inventory import Survey
+from chrootfw.state.ownership import Judge
+from chrootfw.state.snapshot import read_snapshot
 
 MakeChroot = Callable[..., Chroot]
 Outside = Callable[..., "subprocess.Popen[str]"]
@@ -29,12 +30,16 @@ class Elsewhere:
         self._cli = cli
 
     def __call__(self, *argv: str, **how: object) -> driving.Result:
-        return self._cli(*argv, prefix=["nsenter", f"--mount=/proc/{self.keeper.pid}/ns/mnt"], **how)
+        return self._cli(
+            *argv, prefix=["nsenter", f"--mount=/proc/{self.keeper.pid}/ns/mnt"], **how
+        )
 
 
 @pytest.fixture
 def elsewhere(outside: Outside, cli: Cli) -> Iterator[Elsewhere]:
-    keeper = outside("unshare", "--mount", "sh", "-c", "echo; exec sleep 3600", stdout=subprocess.PIPE)
+    keeper = outside(
+        "unshare", "--mount", "sh", "-c", "echo; exec sleep 3600", stdout=subprocess.PIPE
+    )
     assert keeper.stdout is not None
     keeper.stdout.readline()
     place = Elsewhere(keeper, cli)
@@ -42,7 +47,9 @@ def elsewhere(outside: Outside, cli: Cli) -> Iterator[Elsewhere]:
     place("stop", "web1", "--force", expect=(0, 1))  # 1: it lives here meanwhile
 
 
-def test_an_instance_elsewhere_is_never_called_absent(web1: Chroot, cli: Cli, elsewhere: Elsewhere) -> None:
+def test_an_instance_elsewhere_is_never_called_absent(
+    web1: Chroot, cli: Cli, elsewhere: Elsewhere
+) -> None:
     elsewhere("start", "web1")
     (pid,) = (each["pid"] for each in elsewhere("ps", "web1", "--json").json()["processes"])
 
@@ -63,7 +70,9 @@ def test_an_instance_elsewhere_is_never_called_absent(web1: Chroot, cli: Cli, el
     web1.cli("start")
 
 
-def test_an_instance_elsewhere_whose_processes_are_gone_but_not_its_mounts(web1: Chroot, elsewhere: Elsewhere) -> None:
+def test_an_instance_elsewhere_whose_processes_are_gone_but_not_its_mounts(
+    web1: Chroot, elsewhere: Elsewhere
+) -> None:
     elsewhere("start", "web1", "--no-init")
     assert web1.state != "absent"
     web1.cli("start", expect=1, says=["web1", "namespace"])
@@ -97,7 +106,13 @@ def test_a_service_with_a_slave_copy_of_our_mounts_holds_nothing(
     web1 = make_chroot(disk=image())
     web1.start()
     service = outside(
-        "unshare", "--mount", "--propagation=slave", "sh", "-c", "echo; exec sleep 3600", stdout=subprocess.PIPE
+        "unshare",
+        "--mount",
+        "--propagation=slave",
+        "sh",
+        "-c",
+        "echo; exec sleep 3600",
+        stdout=subprocess.PIPE,
     )
     assert service.stdout is not None
     service.stdout.readline()
@@ -124,18 +139,28 @@ def test_who_has_his_root_in_a_copy_of_our_mounts_is_ours(
         disks = [place / name for name in ("one", "two")]
         for disk in disks:
             shutil.copytree(make_root(disk.name), disk, symlinks=True)
-    web1, web2 = (make_chroot(name, disk=disk) for name, disk in zip(("web1", "web2"), disks, strict=True))
+    web1, web2 = (
+        make_chroot(name, disk=disk) for name, disk in zip(("web1", "web2"), disks, strict=True)
+    )
     web1.start()
-    program = f"import os; os.chroot('{web1.root}{inside}'); os.chdir('/'); print(flush=True); input()"
+    program = (
+        f"import os; os.chroot('{web1.root}{inside}'); os.chdir('/'); print(flush=True); input()"
+    )
     process = outside(
-        "unshare", "--mount", sys.executable, "-c", program, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        "unshare",
+        "--mount",
+        sys.executable,
+        "-c",
+        program,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
     assert process.stdout is not None
     process.stdout.readline()
     web2.start()
-    survey = Survey(str(web1.runtime.run_dir))
-    assert process.pid in survey.rooted("web1")
-    assert process.pid not in survey.rooted("web2")
+    snapshot = read_snapshot(str(web1.runtime.run_dir))
+    assert process.pid in Judge(snapshot, "web1").read_own().pids
+    assert process.pid not in Judge(snapshot, "web2").read_own().pids
     web2.cli("stop")
     assert process.poll() is None
     web1.cli("stop")

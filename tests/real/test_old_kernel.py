@@ -15,7 +15,7 @@ import ctypes, errno, mmap, os, sys
 
 sys.path[:0] = sys.argv[1:]
 import old_kernel
-from chrootfw.system import syscalls
+from chrootfw.linux import syscalls
 
 def errors_of(what):
     try:
@@ -63,7 +63,9 @@ REFUSED = {
 ALLOWED = ("copy-of-attached", "attach", "attach-in-attached", "attach-by-path", "pidfd")
 
 
-def test_what_is_newer_is_refused_and_nothing_else(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_what_is_newer_is_refused_and_nothing_else(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     here = Path(__file__).parent
     begin = "" if request.config.getoption("--kernel") == "5.14" else "end = old_kernel.install()\n"
     script = PROBE.replace("\n\ndef errors_of", f"\n{begin}\ndef errors_of", 1)
@@ -78,7 +80,16 @@ def test_what_is_newer_is_refused_and_nothing_else(request: pytest.FixtureReques
 
 def test_a_tracer_inside_can_still_inject(tmp_path: Path) -> None:
     """strace(1) says "do not run this call" with the number -1, which must not be taken for a newer call."""
-    trace = ["strace", "-qq", "-o", str(tmp_path / "trace"), "-e", "inject=unlink,unlinkat:error=EBUSY", "rm", "x"]
+    trace = [
+        "strace",
+        "-qq",
+        "-o",
+        str(tmp_path / "trace"),
+        "-e",
+        "inject=unlink,unlinkat:error=EBUSY",
+        "rm",
+        "x",
+    ]
     (tmp_path / "x").touch()
     done = subprocess.run(trace, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert os.strerror(16) in done.stderr

@@ -20,8 +20,9 @@ from driving import Chroot, Cli
 from kernelview import is_running, mount_table, mounts_below, wait_until
 
 import chrootfw
-from chrootfw.inventory import Survey
-from chrootfw.system import children, deadlines
+from chrootfw.linux import child as children
+from chrootfw.linux import deadlines
+from chrootfw.state.snapshot import read_instance, read_snapshot
 
 MakeChroot = Callable[..., Chroot]
 
@@ -67,7 +68,9 @@ def forge_what_is_inside(record: Path) -> None:
         value = json.loads(record.read_text())
     except ValueError:
         return  # a log
-    record.write_text(json.dumps({**value, "disks": [{"kind": "image"}], "steps": [None], "entry": {"cwd": 1}}))
+    record.write_text(
+        json.dumps({**value, "disks": [{"kind": "image"}], "steps": [None], "entry": {"cwd": 1}})
+    )
 
 
 DAMAGE = [
@@ -92,7 +95,9 @@ def test_a_damaged_record_keeps_nobody_from_looking_or_stopping(
     for record in records(web1):
         damage(record)
 
-    assert [(each["name"], each["state"]) for each in cli.json("list")["instances"]] == [("web1", "running")]
+    assert [(each["name"], each["state"]) for each in cli.json("list")["instances"]] == [
+        ("web1", "running")
+    ]
     assert web1.cli("info", "--json").json()["instances"][0]["state"] == "running"
     assert {each["pid"] for each in web1.cli("ps", "--json").json()["processes"]} == pids
     web1.cli("start", expect=1, says=["web1"])
@@ -158,7 +163,9 @@ def of_another_boot(web1: Chroot) -> None:
     """As it is after a power failure in a run directory that survives one: the record is there, nothing else."""
     web1.start()
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    kept = {record.name: record.read_text().replace(boot, str(uuid.uuid4())) for record in records(web1)}
+    kept = {
+        record.name: record.read_text().replace(boot, str(uuid.uuid4())) for record in records(web1)
+    }
     assert any("boot_id" in text for text in kept.values())
     web1.stop(force=True)
     (web1.root).mkdir(parents=True)
@@ -170,7 +177,9 @@ def of_another_boot(web1: Chroot) -> None:
 
 def test_a_record_of_another_boot_is_forgotten_by_start(web1: Chroot, cli: Cli) -> None:
     of_another_boot(web1)
-    assert [(each["name"], each["state"]) for each in cli.json("list")["instances"]] == [("web1", "absent")]
+    assert [(each["name"], each["state"]) for each in cli.json("list")["instances"]] == [
+        ("web1", "absent")
+    ]
     assert web1.state == "absent"
     web1.cli("start")
     assert web1.state == "running"
@@ -195,7 +204,9 @@ WAITS = "/bin/sleep 3600 & touch /srv/reached; while :; do sleep 1; done"
 def test_after_a_killed_start_a_stop_cleans_up(
     make_chroot: MakeChroot, image: Callable[..., Path], cli: Cli, verb: str
 ) -> None:
-    web1 = make_chroot(disk=image(init=roots.script(start=WAITS)), start_timeout=3600, stop_script_timeout=60)
+    web1 = make_chroot(
+        disk=image(init=roots.script(start=WAITS)), start_timeout=3600, stop_script_timeout=60
+    )
     before = mount_table()
     starting = cli.begin("start", "web1")
     wait_until(lambda: (web1.root / "srv/reached").exists(), "the script waits")
@@ -210,7 +221,9 @@ def test_after_a_killed_start_a_stop_cleans_up(
     roots.check_image(web1.disk, "ext4")
 
 
-def test_after_a_killed_start_another_one_undoes_it_first(make_chroot: MakeChroot, cli: Cli) -> None:
+def test_after_a_killed_start_another_one_undoes_it_first(
+    make_chroot: MakeChroot, cli: Cli
+) -> None:
     web1 = make_chroot(init=roots.script(start=WAITS), start_timeout=3600)
     starting = cli.begin("start", "web1")
     wait_until((web1.disk / "srv/reached").exists, "the script waits")
@@ -278,16 +291,22 @@ def test_what_was_started_is_stopped_as_it_was_started(web1: Chroot) -> None:
 
 
 @pytest.mark.parametrize(
-    "definition", [None, "this is not TOML", 'no_such_parameter = "x"'], ids=["gone", "broken", "wrong"]
+    "definition",
+    [None, "this is not TOML", 'no_such_parameter = "x"'],
+    ids=["gone", "broken", "wrong"],
 )
-def test_every_verb_works_when_the_definition_is_gone_or_broken(web1: Chroot, cli: Cli, definition: str | None) -> None:
+def test_every_verb_works_when_the_definition_is_gone_or_broken(
+    web1: Chroot, cli: Cli, definition: str | None
+) -> None:
     web1.start()
     if definition is None:
         web1.definition.unlink()
     else:
         web1.definition.write_text(definition)
 
-    assert [(each["name"], each["state"]) for each in cli.json("list")["instances"]] == [("web1", "running")]
+    assert [(each["name"], each["state"]) for each in cli.json("list")["instances"]] == [
+        ("web1", "running")
+    ]
     assert web1.cli("info", "--json").json()["instances"][0]["state"] == "running"
     assert web1.cli("ps", "--json").json()["processes"]
     assert web1.cli("exec", "--", "/bin/echo", "hi").stdout == "hi\n"
@@ -298,7 +317,9 @@ def test_every_verb_works_when_the_definition_is_gone_or_broken(web1: Chroot, cl
     assert web1.is_gone()
 
 
-def test_the_disk_is_renamed_while_it_runs(make_chroot: MakeChroot, image: Callable[..., Path]) -> None:
+def test_the_disk_is_renamed_while_it_runs(
+    make_chroot: MakeChroot, image: Callable[..., Path]
+) -> None:
     web1 = make_chroot(disk=image())
     web1.start()
     moved = web1.disk.rename(web1.disk.with_name("moved.img"))
@@ -307,7 +328,9 @@ def test_the_disk_is_renamed_while_it_runs(make_chroot: MakeChroot, image: Calla
     roots.check_image(moved, "ext4")
 
 
-def test_the_image_is_deleted_while_it_runs(make_chroot: MakeChroot, image: Callable[..., Path]) -> None:
+def test_the_image_is_deleted_while_it_runs(
+    make_chroot: MakeChroot, image: Callable[..., Path]
+) -> None:
     web1 = make_chroot(disk=image())
     web1.start()
     web1.disk.unlink()
@@ -343,7 +366,7 @@ def test_unmounted_by_hand(make_chroot: MakeChroot, image: Callable[..., Path]) 
 
 def test_a_directory_in_the_place_of_the_record(web1: Chroot) -> None:
     web1.start()
-    (record,) = (path for path in records(web1) if path.suffix == ".json")
+    (record,) = (path for path in records(web1) if path.name == "record.json")
     record.unlink()
     record.mkdir()
     web1.cli("stop", expect=1, says=[str(record)])
@@ -354,7 +377,10 @@ def test_a_directory_in_the_place_of_the_record(web1: Chroot) -> None:
 
 
 def test_a_start_whose_look_into_the_root_fails_leaves_no_directory(
-    runtime: chrootfw.Runtime, image: Callable[..., Path], run_dir: Path, monkeypatch: pytest.MonkeyPatch
+    runtime: chrootfw.Runtime,
+    image: Callable[..., Path],
+    run_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     listdir, root = os.listdir, str(run_dir / "web1" / "root")
 
@@ -371,7 +397,10 @@ def test_a_start_whose_look_into_the_root_fails_leaves_no_directory(
 
 
 def test_a_directory_that_a_failed_start_cannot_remove_is_told(
-    runtime: chrootfw.Runtime, image: Callable[..., Path], run_dir: Path, monkeypatch: pytest.MonkeyPatch
+    runtime: chrootfw.Runtime,
+    image: Callable[..., Path],
+    run_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     root, disk = str(run_dir / "web1" / "root"), str(image())
 
@@ -386,31 +415,33 @@ def test_a_directory_that_a_failed_start_cannot_remove_is_told(
     with monkeypatch.context() as patch:
         patch.setattr(os, "listdir", fails_there(os.listdir))
         patch.setattr(os, "rmdir", fails_there(os.rmdir))
-        with pytest.raises(chrootfw.ChrootfwError, match="cannot look into") as caught:
+        with pytest.raises(chrootfw.ChrootfwError, match="cannot read the directory") as caught:
             runtime.start(chrootfw.Instance("web1", disk=disk))
     assert f"and the directory {root} stays: Input/output error" in caught.value.details
     runtime.stop("web1")
     assert not (run_dir / "web1").exists()
 
 
-def test_a_call_that_is_given_up_is_not_killed_in_its_middle(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_that_is_given_up_is_not_killed_in_its_middle(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """An ext4 whose mount(2) is killed is left marked as to be recovered, which nobody undoes."""
     said, tell = os.pipe()
-    wait = children.Child.wait
+    wait = children.Child.wait_for_end
     waited: list[float | None] = []
 
-    def fails(child: children.Child, seconds: float | None) -> int | None:
+    def fails(child: children.Child, seconds: float | None) -> bool:
         waited.append(seconds)
         if len(waited) == 1:
             raise OSError(28, "No space left on device")
         return wait(child, seconds)
 
-    calls = deadlines.alone([tell])
+    calls = deadlines.make_closing_batch([tell])
     calls.add("nanosleep", struct.pack("=qq", 0, 100_000_000), None)
     calls.add("write", tell, b"done", 4)
-    monkeypatch.setattr(children.Child, "wait", fails)
+    monkeypatch.setattr(children.Child, "wait_for_end", fails)
     with pytest.raises(OSError, match="No space left"):
-        deadlines.carry_out("something", calls, seconds=10)
+        deadlines.run_batch("something", calls, seconds=10)
     os.close(tell)
     assert os.read(said, 16) == b"done"
     os.close(said)
@@ -421,11 +452,18 @@ def test_what_is_mounted_over_a_directory_of_ours_hides_no_mount(
     web1: Chroot, run_dir: Path, mounted: Callable[..., Path], where: str
 ) -> None:
     web1.start()
-    assert Survey(str(run_dir)).is_mounted("web1")
-    mounted(run_dir if where == "the run directory" else run_dir / "web1", "-t", "tmpfs", "-o", "mode=755", "tmpfs")
-    survey = Survey(str(run_dir))
-    assert survey.is_mounted("web1")
-    assert survey.is_present("web1")
+    assert read_instance(str(run_dir), "web1").is_mounted("web1")
+    mounted(
+        run_dir if where == "the run directory" else run_dir / "web1",
+        "-t",
+        "tmpfs",
+        "-o",
+        "mode=755",
+        "tmpfs",
+    )
+    for snapshot in (read_instance(str(run_dir), "web1"), read_snapshot(str(run_dir))):
+        assert snapshot.is_mounted("web1")
+        assert snapshot.is_present("web1")
 
 
 @pytest.mark.parametrize("code", [errno.EAGAIN, errno.ECHILD, errno.EMFILE])
@@ -433,7 +471,7 @@ def test_an_unmount_for_which_there_is_no_child_is_an_error_that_says_so(
     web1: Chroot, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     web1.start()
-    carry_out = deadlines.carry_out
+    carry_out = deadlines.run_batch
 
     def fail(what: str, *arguments: Any, **how: Any) -> None:
         if what == "unmount":
@@ -441,7 +479,7 @@ def test_an_unmount_for_which_there_is_no_child_is_an_error_that_says_so(
         carry_out(what, *arguments, **how)
 
     with monkeypatch.context() as patched:
-        patched.setattr(deadlines, "carry_out", fail)
+        patched.setattr(deadlines, "run_batch", fail)
         with pytest.raises(chrootfw.StepError, match=f"web1: {os.strerror(code)}"):
             web1.runtime.stop("web1")
     web1.cli("cleanup")
@@ -456,7 +494,7 @@ def test_a_start_that_was_killed_before_it_had_its_disk_keeps_nobody_from_it(
     web1, web2 = make_chroot("web1", disk=disk), make_chroot("web2", disk=disk)
     program = (
         "import os, chrootfw\n"
-        "from chrootfw import mounting\n"
+        "from chrootfw.lifecycle import mount as mounting\n"
         "mounting._record_device = lambda *_: os._exit(9)\n"
         "chrootfw.Runtime().start('web1')\n"
     )

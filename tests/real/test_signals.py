@@ -19,7 +19,7 @@ import pytest
 import roots
 
 import chrootfw
-from chrootfw.system import syscalls
+from chrootfw.linux import syscalls
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
@@ -73,7 +73,11 @@ def test_a_start_is_undone_at_each_step_before_the_script(
 def test_a_stop_finishes_the_script_and_says_what_remains(
     make_chroot: Callable[..., driving.Chroot], signum: signal.Signals
 ) -> None:
-    chroot = make_chroot(init=roots.script(stop="echo > /run/stopping; while [ ! -e /var/go ]; do usleep 10000; done"))
+    chroot = make_chroot(
+        init=roots.script(
+            stop="echo > /run/stopping; while [ ! -e /var/go ]; do usleep 10000; done"
+        )
+    )
     chroot.start()
     process = chroot._cli.begin("stop", "web1", "-v")
     kernelview.wait_until(lambda: (chroot.root / "run/stopping").exists(), "the stop script runs")
@@ -89,7 +93,9 @@ def test_a_stop_finishes_the_script_and_says_what_remains(
 
 
 @pytest.mark.parametrize("signum", SIGNALS)
-def test_a_stop_ends_between_two_signals(make_chroot: Callable[..., driving.Chroot], signum: signal.Signals) -> None:
+def test_a_stop_ends_between_two_signals(
+    make_chroot: Callable[..., driving.Chroot], signum: signal.Signals
+) -> None:
     chroot = make_chroot(init=roots.script(roots.STUBBORN, "true"))
     chroot.start()
     process = chroot._cli.begin("stop", "web1", "-v", "--timeout", "1")
@@ -103,7 +109,9 @@ def test_a_stop_ends_between_two_signals(make_chroot: Callable[..., driving.Chro
 
 def test_a_signal_that_was_ignored_stays_ignored(web1: driving.Chroot) -> None:
     """As under nohup(1)."""
-    process = web1._cli.begin("start", "web1", "-v", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    process = web1._cli.begin(
+        "start", "web1", "-v", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    )
     _until(process, " on /")
     process.send_signal(signal.SIGHUP)
     web1._cli.end(process)
@@ -119,7 +127,8 @@ def test_waiting_for_a_lock_ends_at_once(web1: driving.Chroot, signum: signal.Si
         process = web1._cli.begin("stop", "web1", "--lock-timeout", "600")
 
         kernelview.wait_until(
-            lambda: str(lock.resolve()) in _open_files(process.pid), "the command has opened the lock"
+            lambda: str(lock.resolve()) in _open_files(process.pid),
+            "the command has opened the lock",
         )
         process.send_signal(signum)
         web1._cli.end(process, expect=128 + signum)
@@ -155,6 +164,8 @@ def test_a_call_that_a_signal_interrupts_is_made_again(
         return result
 
     monkeypatch.setattr(syscalls, "_syscall", once)
-    runtime.start(chrootfw.Instance("web1", disk=str(image()), params={"binds": [f"{tmp_path}:/mnt:ro"]}))
+    runtime.start(
+        chrootfw.Instance("web1", disk=str(image()), params={"binds": [f"{tmp_path}:/mnt:ro"]})
+    )
     runtime.stop("web1")
     assert interrupted

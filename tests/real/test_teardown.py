@@ -36,11 +36,65 @@ MOUNTS_INSIDE = {
 @pytest.mark.parametrize("kind", MOUNTS_INSIDE)
 def test_mounts_made_inside(make_chroot: MakeChroot, kind: str, by: str) -> None:
     commands = f"set -e; {MOUNTS_INSIDE[kind]}; set +e;"
-    web1 = make_chroot(init=roots.script(start=(commands if by == "init script" else "") + roots.DAEMON))
+    web1 = make_chroot(
+        init=roots.script(start=(commands if by == "init script" else "") + roots.DAEMON)
+    )
     before = mount_table()
     web1.start()
     if by == "exec":
         web1.runtime.run("web1", ["/bin/sh", "-c", commands], check=True)
+    web1.cli("stop")
+    assert mount_table() == before
+
+
+#: Mounts whose root directory answers no statx(2): that of a process that has ended.
+UNANSWERED = {
+    "a directory of /proc": "mount --bind /proc/self/fd /mnt",
+    "stacked": "mount -t tmpfs t /mnt; mount --bind /proc/self/fd /mnt; mount -t tmpfs t /srv",
+    "below another": "mount -t tmpfs t /mnt; mkdir /mnt/a; mount --bind /proc/self/fd /mnt/a; mount -t tmpfs t /srv",
+    "a file": "touch /srv/file; mount --bind /proc/self/status /srv/file",
+    "on the root": "mount --bind /proc/self/fd /",
+}
+
+
+@pytest.mark.parametrize("kind", UNANSWERED)
+def test_a_mount_whose_root_answers_nothing_is_unmounted(
+    make_chroot: MakeChroot, kind: str
+) -> None:
+    web1 = make_chroot()
+    before = mount_table()
+    web1.start()
+    web1.runtime.run("web1", ["/bin/sh", "-c", f"set -e; {UNANSWERED[kind]}"], check=True)
+    assert web1.state == "running"
+    assert web1.pids()
+
+    web1.cli("stop")
+
+    assert mount_table() == before
+    assert web1.state == "absent"
+
+
+def test_what_covers_an_instance_is_named(
+    web1: Chroot, run_dir: Path, mounted: Callable[..., Path]
+) -> None:
+    """No path leads to its mounts."""
+    web1.start()
+    place = mounted(run_dir / "web1", "-t", "tmpfs", "cover")
+    held = web1.cli("stop", expect=4)
+    assert f"covered by what was mounted on {place}" in held.stderr
+    assert f"umount {place}" in held.stderr
+    subprocess.run(["umount", str(place)], check=True)
+    web1.cli("stop")
+    assert web1.is_gone()
+
+
+def test_a_bind_whose_source_answers_nothing_is_refused_or_unmounted(
+    make_chroot: MakeChroot,
+) -> None:
+    web1 = make_chroot(binds=["/proc/self/fd:/mnt"])
+    before = mount_table()
+    started = web1.cli("start", expect=(0, 1))
+    assert started.status == 0 or "/proc/self/fd" in started.stderr  # refused by name
     web1.cli("stop")
     assert mount_table() == before
 
@@ -61,6 +115,7 @@ ODD_NAMES = {
 }
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("kind", ODD_NAMES)
 def test_mounts_with_odd_names(web1: Chroot, kind: str) -> None:
     name = ODD_NAMES[kind]
@@ -78,7 +133,10 @@ def test_mounts_with_odd_names(web1: Chroot, kind: str) -> None:
     assert mount_table() == before
 
 
-def test_mounts_made_from_outside(web1: Chroot, tmp_path: Path, mounted: Callable[..., Path]) -> None:
+@pytest.mark.quick
+def test_mounts_made_from_outside(
+    web1: Chroot, tmp_path: Path, mounted: Callable[..., Path]
+) -> None:
     host = mounted(tmp_path / "host", "-t", "tmpfs", "tmpfs")
     (host / "kept").touch()
     web1.start()
@@ -88,6 +146,7 @@ def test_mounts_made_from_outside(web1: Chroot, tmp_path: Path, mounted: Callabl
     assert (host / "kept").exists()
 
 
+@pytest.mark.quick
 def test_a_mount_made_while_it_is_stopped(make_chroot: MakeChroot) -> None:
     """The stop script itself mounts something."""
     web1 = make_chroot(init=roots.script(stop="mount -t tmpfs t /mnt; mount -t tmpfs t /mnt"))
@@ -119,6 +178,7 @@ LINKED = {
 }
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("link", LINKED)
 @pytest.mark.parametrize("relative", [False, True], ids=["absolute", "relative"])
 def test_a_link_in_the_root_never_leads_to_the_host(
@@ -126,7 +186,10 @@ def test_a_link_in_the_root_never_leads_to_the_host(
 ) -> None:
     (tmp_path / "other").mkdir()
     web1.define(
-        **{key: [each.format(other=tmp_path / "other") for each in value] for key, value in LINKED[link].items()}
+        **{
+            key: [each.format(other=tmp_path / "other") for each in value]
+            for key, value in LINKED[link].items()
+        }
     )
     place = web1.disk / link.lstrip("/")
     place.rmdir()
@@ -146,7 +209,9 @@ def test_a_link_in_the_root_never_leads_to_the_host(
 
 @pytest.mark.parametrize("way", ["copy", "bind"])
 @pytest.mark.parametrize("link", ["etc/resolv.conf", "etc"])
-def test_resolver_files_never_reach_the_host(web1: Chroot, victim: Path, way: str, link: str) -> None:
+def test_resolver_files_never_reach_the_host(
+    web1: Chroot, victim: Path, way: str, link: str
+) -> None:
     victim.joinpath("resolv.conf").write_text("the host's")
     if link == "etc":
         (web1.disk / "etc").rename(web1.disk / "real-etc")
@@ -192,7 +257,9 @@ def test_in_a_shared_run_directory_nothing_of_the_host_is_unmounted(
 
     web1.cli("start")
     web1.runtime.run(
-        "web1", ["/bin/sh", "-c", "mkdir /srv/x; mount -t tmpfs t /srv/x; umount -l /mnt; umount -l /proc"], check=True
+        "web1",
+        ["/bin/sh", "-c", "mkdir /srv/x; mount -t tmpfs t /srv/x; umount -l /mnt; umount -l /proc"],
+        check=True,
     )
     web1.cli("stop")
 

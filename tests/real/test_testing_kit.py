@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,21 @@ import pytest
 import roots
 
 import chrootfw
-from chrootfw import Command, Escalation, Event, Instance, Mount, MountPoint, Node, Omit, Problem, Step
+from chrootfw import (
+    Command,
+    Escalation,
+    Event,
+    Instance,
+    Mount,
+    MountPoint,
+    Node,
+    Omit,
+    Problem,
+    Step,
+)
 from chrootfw.testing import Alive, RealChroot, Record, RecordingRuntime, real
+
+pytestmark = pytest.mark.quick
 
 pytest_plugins = ["pytester", "chrootfw.testing.fixtures"]
 
@@ -72,7 +86,11 @@ class PreStart:
 
     def __init__(self, path: Path, *, fail: bool = False, problem: bool = False) -> None:
         self.steps = [MakeDirectory(f"{path}.a"), MakeDirectory(f"{path}.b", fail)]
-        self.problems = [Problem("it may not be", "ask again"), Problem("look out", warning=True)] if problem else []
+        self.problems = (
+            [Problem("it may not be", "ask again"), Problem("look out", warning=True)]
+            if problem
+            else []
+        )
 
     @chrootfw.hookimpl
     def chrootfw_pre_start(self) -> list[Problem | Step]:
@@ -98,7 +116,11 @@ class Throwaway:
 class Impatient:
     @chrootfw.hookimpl
     def chrootfw_kill_strategy(self) -> list[Escalation]:
-        return [Escalation(signal.SIGINT, 0), Escalation(signal.SIGTERM, 0), Escalation(signal.SIGKILL, 5)]
+        return [
+            Escalation(signal.SIGINT, 0),
+            Escalation(signal.SIGTERM, 0),
+            Escalation(signal.SIGKILL, 5),
+        ]
 
 
 class ProcLast:
@@ -107,7 +129,9 @@ class ProcLast:
     @chrootfw.hookimpl(wrapper=True)
     def chrootfw_unmount_ordering(self) -> Any:
         order = yield
-        return sorted(order, key=lambda mount: (mount.target == "/proc") + 2 * (mount.target == "/"))
+        return sorted(
+            order, key=lambda mount: (mount.target == "/proc") + 2 * (mount.target == "/")
+        )
 
 
 class LayersFirst:
@@ -138,7 +162,9 @@ class Itself:
 
     @chrootfw.hookimpl
     def chrootfw_init_script(self, action: str) -> Any:
-        return Command(["/bin/sh", "-c", roots.DAEMON]) if action == "start" else chrootfw.NO_COMMAND
+        return (
+            Command(["/bin/sh", "-c", roots.DAEMON]) if action == "start" else chrootfw.NO_COMMAND
+        )
 
 
 # -- fidelity -----------------------------------------------------------------------------------------
@@ -147,8 +173,15 @@ Case = dict[str, Any]
 
 CASES: dict[str, Case] = {
     "the defaults": {"init": STUBBORN},
-    "a mount whose source is a step": {"plugins": lambda place: [SourceStep(place)], "init": STUBBORN},
-    "a source step that fails": {"plugins": lambda place: [SourceStep(place, fail=True)], "apply": True, "fails": True},
+    "a mount whose source is a step": {
+        "plugins": lambda place: [SourceStep(place)],
+        "init": STUBBORN,
+    },
+    "a source step that fails": {
+        "plugins": lambda place: [SourceStep(place, fail=True)],
+        "apply": True,
+        "fails": True,
+    },
     "steps of pre-start": {"plugins": lambda place: [PreStart(place)], "init": STUBBORN},
     "a step of pre-start that fails": {
         "plugins": lambda place: [PreStart(place, fail=True)],
@@ -160,7 +193,10 @@ CASES: dict[str, Case] = {
         "fails": True,
     },
     "an overlay on layers": {"plugins": lambda place: [Throwaway()], "init": STUBBORN},
-    "layers taken down upside down": {"plugins": lambda place: [Throwaway(), UpsideDown()], "init": STUBBORN},
+    "layers taken down upside down": {
+        "plugins": lambda place: [Throwaway(), UpsideDown()],
+        "init": STUBBORN,
+    },
     "a kill strategy": {"plugins": lambda place: [Impatient()], "init": STUBBORN},
     "an unmount ordering": {"plugins": lambda place: [ProcLast()], "init": STUBBORN},
     "a wrapper that fails in a stop": {"plugins": lambda place: [Around()], "init": STUBBORN},
@@ -180,7 +216,12 @@ CASES: dict[str, Case] = {
         "fails": True,
     },
     "mount points to take back beside layers": {
-        "plugins": lambda place: [Throwaway(), SourceStep(place), PreStart(f"{place}.p"), LayersFirst()],
+        "plugins": lambda place: [
+            Throwaway(),
+            SourceStep(place),
+            PreStart(f"{place}.p"),
+            LayersFirst(),
+        ],
         "init": roots.script("exit 1"),
         "processes": [],
         "fail_at": "run /etc/chrootfw/init start",
@@ -206,9 +247,11 @@ CASES: dict[str, Case] = {
 
 
 def told(events: Sequence[Event]) -> list[tuple[str, str, str, str]]:
-    """What an observer hears. A blamed answer is left out: it shows the numbers of mounts."""
+    """What an observer hears. Left out: a blamed answer, which shows the numbers of mounts, and what a script prints."""
     return [
-        (event.what, event.stage, re.sub(r"answered .*: ", "answered … ", event.does), event.plugin) for event in events
+        (event.what, event.stage, re.sub(r"answered .*: ", "answered … ", event.does), event.plugin)
+        for event in events
+        if event.what != "output"
     ]
 
 
@@ -224,7 +267,9 @@ def test_a_recording_tells_what_the_real_runtime_tells(
         **({"init_script": None} if "init_script" in case else {}),
     )
     plugins = case.get("plugins", lambda place: [])(tmp_path / "made")
-    processes = case.get("processes", [Alive(ignores=[] if case.get("dies") else [signal.SIGINT, signal.SIGTERM])])
+    processes = case.get(
+        "processes", [Alive(ignores=[] if case.get("dies") else [signal.SIGINT, signal.SIGTERM])]
+    )
     recording = RecordingRuntime(
         *plugins,
         root=disk,
@@ -260,7 +305,9 @@ def test_a_recording_tells_what_the_real_runtime_tells(
     real.stop("web1", **case.get("stop", {}))
     ours, theirs = told(record.events), told(events)
     if "fail_at_stop" in case:  # what the script printed is its own affair
-        ours, theirs = [[line for line in lines if line[0] != "warning"] for lines in (ours, theirs)]
+        ours, theirs = [
+            [line for line in lines if line[0] != "warning"] for lines in (ours, theirs)
+        ]
     assert ours == theirs
 
 
@@ -289,7 +336,9 @@ def test_the_given_mounts_are_as_in_the_mount_table(
     disk = make_root("web1", STUBBORN)
     instance = Instance("web1", disk=str(disk), params={"grace": 0})
     seen = Seen(), Seen()
-    recording = RecordingRuntime(Throwaway(), seen[0], root=disk, run_dir=str(run_dir), directory=str(tmp_path))
+    recording = RecordingRuntime(
+        Throwaway(), seen[0], root=disk, run_dir=str(run_dir), directory=str(tmp_path)
+    )
     recording.start(instance)
     recording.stop("web1")
     real = chrootfw.Runtime([Throwaway(), seen[1]], run_dir=run_dir, config_dir=config_dir)
@@ -298,7 +347,9 @@ def test_the_given_mounts_are_as_in_the_mount_table(
     assert seen[0].mounts == seen[1].mounts
 
 
-def test_the_root_is_the_one_that_a_real_start_would_show(make_root: Callable[..., Path], tmp_path: Path) -> None:
+def test_the_root_is_the_one_that_a_real_start_would_show(
+    make_root: Callable[..., Path], tmp_path: Path
+) -> None:
     found: list[Any] = []
 
     class Look:
@@ -309,7 +360,9 @@ def test_the_root_is_the_one_that_a_real_start_would_show(make_root: Callable[..
     disk = make_root("web1")
     (disk / "data").mkdir()
     (disk / "data/file").touch()
-    RecordingRuntime(Look(), root=disk, directory=str(tmp_path)).start(Instance("web1", disk=str(disk)))
+    RecordingRuntime(Look(), root=disk, directory=str(tmp_path)).start(
+        Instance("web1", disk=str(disk))
+    )
     assert found == [(0, ["file"], "busybox")]
 
 
@@ -326,12 +379,21 @@ def test_nothing_is_touched(make_root: Callable[..., Path], tmp_path: Path) -> N
 # -- real_chroot --------------------------------------------------------------------------------------
 
 
-def test_a_real_chroot_is_a_running_instance(real_chroot: Callable[..., RealChroot], tmp_path: Path) -> None:
+def test_a_real_chroot_is_a_running_instance(
+    real_chroot: Callable[..., RealChroot], tmp_path: Path
+) -> None:
     chroot = real_chroot(SourceStep(tmp_path / "made"), params={"grace": 1})
     assert chroot.info().state == "running"
-    assert chroot.run(["/bin/sh", "-c", "echo $CHROOTFW_INSTANCE"], capture_output=True, text=True).stdout == "real\n"
+    assert (
+        chroot.run(
+            ["/bin/sh", "-c", "echo $CHROOTFW_INSTANCE"], capture_output=True, text=True
+        ).stdout
+        == "real\n"
+    )
     assert os.path.isdir(f"{chroot.root}/data/made")
-    assert [event.plugin for event in chroot.events if "make the directory" in event.does][:1] == ["SourceStep"]
+    assert [event.plugin for event in chroot.events if "make the directory" in event.does][:1] == [
+        "SourceStep"
+    ]
     assert chroot.stop().state == "absent"
     assert not (tmp_path / "made").exists()
     assert chroot.start().state == "running"
@@ -339,15 +401,37 @@ def test_a_real_chroot_is_a_running_instance(real_chroot: Callable[..., RealChro
 
 def test_the_thread_is_back_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    before = os.stat("/proc/thread-self/ns/mnt").st_ino, kernelview.mount_table(), os.stat("/").st_ino
+    before = (
+        os.stat("/proc/thread-self/ns/mnt").st_ino,
+        kernelview.mount_table(),
+        os.stat("/").st_ino,
+    )
     with real.Ground(str(tmp_path)) as ground:
         chroot = ground.start()
         assert os.stat("/proc/thread-self/ns/mnt").st_ino != before[0]
         assert os.path.exists(f"{chroot.root}/proc/self")
     assert ground.left == []
     assert not os.path.exists(f"{chroot.root}/proc/self")
-    assert (os.stat("/proc/thread-self/ns/mnt").st_ino, kernelview.mount_table(), os.stat("/").st_ino) == before
+    assert (
+        os.stat("/proc/thread-self/ns/mnt").st_ino,
+        kernelview.mount_table(),
+        os.stat("/").st_ino,
+    ) == before
     assert os.getcwd() == str(tmp_path)
+
+
+def test_a_thread_that_runs_on_keeps_the_tests_thread_nowhere(tmp_path: Path) -> None:
+    """A thread shares its working directory with the one that starts it, which setns(2) refuses."""
+    before = os.stat("/proc/thread-self/ns/mnt").st_ino
+    over = threading.Event()
+    thread = threading.Thread(target=over.wait)
+    try:
+        with real.Ground(str(tmp_path)):
+            thread.start()
+        assert os.stat("/proc/thread-self/ns/mnt").st_ino == before
+    finally:
+        over.set()
+        thread.join()
 
 
 def test_what_a_start_raises_is_raised(real_chroot: Callable[..., RealChroot]) -> None:
@@ -357,9 +441,121 @@ def test_what_a_start_raises_is_raised(real_chroot: Callable[..., RealChroot]) -
     assert chroot.info().state == "mounted"
 
 
+def make_squashfs(tree: str) -> Path:
+    image = Path(f"{tree}.img")
+    return roots.make_image(
+        image, "squashfs", lambda place: shutil.copytree(tree, place, symlinks=True)
+    )
+
+
+def make_ext4(tree: str) -> str:
+    image = f"{tree}.img"
+    with open(image, "xb") as file:
+        file.truncate(24 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-d", tree, image], check=True)
+    return image
+
+
+class OnMemory:
+    """The disk read-only below an overlay, which keeps what is written in memory."""
+
+    @chrootfw.hookimpl
+    def chrootfw_mount(self, instance: Instance) -> list[MountPoint]:
+        assert instance.disk is not None
+        layers = ["lowerdir={aux:disk}", "upperdir={aux:new}/upper", "workdir={aux:new}/work"]
+        return [
+            MountPoint("/", instance.disk, options=["ro"], at="aux:disk"),
+            MountPoint("/", "tmpfs", "tmpfs", at="aux:new", nodes=[Node("upper"), Node("work")]),
+            MountPoint("/", "overlay", "overlay", layers),
+        ]
+
+
+@attrs.frozen
+class Unpack(Step):
+    """A tree from an archive."""
+
+    kind = "unpack"
+    archive: str
+    directory: str
+
+    def describe(self) -> str:
+        return f"unpack {self.archive}"
+
+    def apply(self) -> Mapping[str, Any]:
+        Path(self.directory).mkdir()
+        subprocess.run(["tar", "-xf", self.archive, "-C", self.directory], check=True)
+        return {"source": self.directory}
+
+    def undo(self, record: Mapping[str, Any]) -> None:
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+class FromArchive:
+    """A root that a step makes."""
+
+    def __init__(self, archive: Path) -> None:
+        self.archive = archive
+
+    @chrootfw.hookimpl
+    def chrootfw_mount(self) -> list[MountPoint]:
+        step = Unpack(str(self.archive), f"{self.archive}.unpacked")
+        return [MountPoint("/", step, options=["bind"])]
+
+
+@pytest.mark.parametrize(
+    ("disk", "plugins", "fstype"),
+    [
+        (make_ext4, [], "ext4"),
+        (make_squashfs, [OnMemory()], "overlay"),
+        (True, [OnMemory()], "overlay"),
+    ],
+    ids=["an image", "an overlay on squashfs", "an overlay on a directory"],
+)
+def test_a_real_chroot_has_the_tests_disk(
+    real_chroot: Callable[..., RealChroot], disk: Any, plugins: list[object], fstype: str
+) -> None:
+    chroot = real_chroot(*plugins, disk=disk, root={"etc/motd": "hello"}, params={"grace": 1})
+    shown = chroot.run(["/bin/cat", "/etc/motd"], capture_output=True, text=True)
+    assert shown.stdout == "hello"
+    (top,) = [mount for mount in chroot.info().mounts if mount["target"] == "/"]
+    assert top["fstype"] == fstype
+    chroot.run(["/bin/touch", "/etc/mine"], check=True)
+    chroot.stop()
+    assert chroot.start().state == "running"
+
+
+def test_a_real_chroot_has_a_root_that_a_step_makes(
+    real_chroot: Callable[..., RealChroot], make_root: Callable[..., Path], tmp_path: Path
+) -> None:
+    subprocess.run(
+        ["tar", "-cf", tmp_path / "root.tar", "-C", make_root("packed"), "."], check=True
+    )
+    chroot = real_chroot(FromArchive(tmp_path / "root.tar"), disk=False)
+    assert (chroot.disk, chroot.info().state) == ("", "running")
+    chroot.stop()
+    assert not (tmp_path / "root.tar.unpacked").exists()
+
+
+def test_a_disk_of_the_tests_is_used_as_it_is(
+    real_chroot: Callable[..., RealChroot], make_root: Callable[..., Path]
+) -> None:
+    disk = make_root("mine")
+    with pytest.raises(ValueError, match="etc/motd cannot be put on the disk"):
+        real_chroot(disk=disk, root={"etc/motd": "hello"})
+    before = sorted(disk.rglob("*"))
+    chroot = real_chroot(disk=disk, params={"grace": 1})
+    assert chroot.disk == str(disk)
+    chroot.run(["/bin/grep", "web", "/etc/passwd"], check=True, stdout=subprocess.DEVNULL)
+    chroot.stop()
+    assert [p for p in sorted(disk.rglob("*")) if p not in before] == [disk / "var/calls"]
+
+
 LEFT = {
     "a process": ("subprocess.Popen(['sleep', '3600'])", "process * (sleep)"),
-    "a mount": ("subprocess.run(['mount', '-t', 'tmpfs', 'tmpfs', '/mnt'], check=True)", "the mount on /mnt"),
+    "a mount": (
+        "subprocess.run(['mount', '-t', 'tmpfs', 'tmpfs', '/mnt'], check=True)",
+        "the mount on /mnt",
+    ),
     "a mount in the root": (
         "chroot.stop = lambda **_how: None",
         "the mount on */run/real/root/proc",
@@ -367,6 +563,13 @@ LEFT = {
     "a loop device": (
         "(tmp_path / 'image').write_bytes(bytes(1 << 20)); "
         "subprocess.run(['losetup', '--find', str(tmp_path / 'image')], check=True)",
+        "/dev/loop* over */image",
+    ),
+    "a loop device over another's image": (
+        "path = tmp_path.parent / 'image'; "
+        "path.write_bytes(bytes(1 << 20)); "
+        "subprocess.run(['losetup', '--find', str(path)], check=True); "
+        "pytest.raises(chrootfw.ChrootfwError, real_chroot, disk=path, name='broken')",
         "/dev/loop* over */image",
     ),
     "a stop that fails": (
@@ -382,6 +585,7 @@ def test_what_a_test_leaves_fails_it(pytester: pytest.Pytester, deed: str, said:
         f"""
         import subprocess
         import chrootfw
+        import pytest
 
         def test_it(real_chroot, tmp_path):
             chroot = real_chroot()
@@ -399,7 +603,11 @@ def test_what_a_test_leaves_fails_it(pytester: pytest.Pytester, deed: str, said:
 
 
 def _cgroups_of_real() -> set[Path]:
-    tops = {Path(os.fsdecode(m.target)) for m in kernelview.mount_table().values() if m.fstype in ("cgroup", "cgroup2")}
+    tops = {
+        Path(os.fsdecode(m.target))
+        for m in kernelview.mount_table().values()
+        if m.fstype in ("cgroup", "cgroup2")
+    }
     return {path for top in tops for path in top.glob("chrootfw/*/real@*")}
 
 
@@ -445,7 +653,9 @@ def another_users_cgroup() -> Iterator[None]:
     home.rmdir()
 
 
-def test_an_ordinary_user_has_real_chroots_too(scratch: Path, tmp_path: Path, another_users_cgroup: None) -> None:
+def test_an_ordinary_user_has_real_chroots_too(
+    scratch: Path, tmp_path: Path, another_users_cgroup: None
+) -> None:
     """By the command that the skipped tests name."""
     (scratch / "test_mine.py").write_text(
         textwrap.dedent(
@@ -477,7 +687,16 @@ def test_an_ordinary_user_has_real_chroots_too(scratch: Path, tmp_path: Path, an
         )
     )
     flags = real.COMMAND.partition(" python3 ")[0].split()
-    inside = [*flags, sys.executable, "-m", "pytest", "-q", *PLUGIN, f"--basetemp={scratch}/tests", str(scratch)]
+    inside = [
+        *flags,
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        *PLUGIN,
+        f"--basetemp={scratch}/tests",
+        str(scratch),
+    ]
     places = {sys.prefix, sys.base_prefix, *_packages()}
     done = subprocess.run(
         ["unshare", "--mount", "--propagation", "private", "sh", "-e", "-c", AS_NOBODY, "sh", *inside],
@@ -490,7 +709,12 @@ def test_an_ordinary_user_has_real_chroots_too(scratch: Path, tmp_path: Path, an
 def _packages() -> list[str]:
     import chrootfw_defaults.disk
 
-    return sorted({str(Path(str(module.__file__)).parents[1]) for module in (chrootfw, chrootfw_defaults.disk)})
+    return sorted(
+        {
+            str(Path(str(module.__file__)).parents[1])
+            for module in (chrootfw, chrootfw_defaults.disk)
+        }
+    )
 
 
 def _pytest(pytester: pytest.Pytester) -> pytest.RunResult:

@@ -20,7 +20,7 @@ MakeChroot = Callable[..., Chroot]
 
 
 def test_an_empty_list(cli: Cli) -> None:
-    assert cli.json("list") == {"version": 1, "instances": []}
+    assert cli.json("list") == {"version": 1, "instances": [], "warnings": []}
     cli("list")
 
 
@@ -32,7 +32,9 @@ def test_a_list_before_the_run_directory_is_made(cli: Cli, run_dir: Path, config
 
 
 def test_list_shows_what_is_present_and_what_is_defined(make_chroot: MakeChroot, cli: Cli) -> None:
-    running, mounted, absent, undefined = (make_chroot(name) for name in ("running", "mounted", "absent", "undefined"))
+    running, mounted, absent, undefined = (
+        make_chroot(name) for name in ("running", "mounted", "absent", "undefined")
+    )
     running.start()
     mounted.cli("start", "--no-init")
     undefined.start()
@@ -40,7 +42,12 @@ def test_list_shows_what_is_present_and_what_is_defined(make_chroot: MakeChroot,
 
     shown = {each["name"]: each["state"] for each in cli.json("list")["instances"]}
 
-    assert shown == {"running": "running", "mounted": "mounted", "absent": "absent", "undefined": "running"}
+    assert shown == {
+        "running": "running",
+        "mounted": "mounted",
+        "absent": "absent",
+        "undefined": "running",
+    }
     for name, state in shown.items():
         assert any(name in line and state in line for line in cli("list").stdout.splitlines())
     assert absent.calls() == []
@@ -53,7 +60,9 @@ def test_the_librarys_list_is_of_what_the_command_shows(
         make_chroot(name).start()
     ours = [(each.name, each.state, each.processes) for each in runtime.list()]
     assert ours == [("web1", "running", 1), ("web2", "running", 1)]
-    assert [(each["name"], each["state"], each["processes"]) for each in cli.json("list")["instances"]] == ours
+    assert [
+        (each["name"], each["state"], each["processes"]) for each in cli.json("list")["instances"]
+    ] == ours
 
 
 INSTANCE: dict[str, type | tuple[type, ...]] = {
@@ -71,7 +80,10 @@ INSTANCE: dict[str, type | tuple[type, ...]] = {
 
 
 def has_shape(value: dict[str, Any], shape: dict[str, Any]) -> bool:
-    return all(isinstance(value[key], expected) and not isinstance(value[key], bool) for key, expected in shape.items())
+    return all(
+        isinstance(value[key], expected) and not isinstance(value[key], bool)
+        for key, expected in shape.items()
+    )
 
 
 def test_what_list_says_of_one(web1: Chroot, cli: Cli, tracking: str) -> None:
@@ -81,7 +93,11 @@ def test_what_list_says_of_one(web1: Chroot, cli: Cli, tracking: str) -> None:
     assert has_shape(listed, INSTANCE)
     assert listed["holders"] is None
     assert (listed["name"], listed["state"], listed["tracking"]) == ("web1", "running", tracking)
-    assert (listed["root"], listed["disk"], listed["processes"]) == (str(web1.root), str(web1.disk), 1)
+    assert (listed["root"], listed["disk"], listed["processes"]) == (
+        str(web1.root),
+        str(web1.disk),
+        1,
+    )
     assert listed["memory_bytes"] > 0
     assert listed["memory_source"] in ("cgroup v2", "cgroup v1", "processes")
     started = datetime.datetime.fromisoformat(listed["started_at"])
@@ -116,7 +132,9 @@ def test_ps(web1: Chroot, cli: Cli, tracking: str) -> None:
     web1.start()
     web1.runtime.run("web1", ["/bin/sh", "-c", "exec > /dev/null 2>&1; sleep 3600 &"], check=True)
     processes = web1.cli("ps", "--json").json()["processes"]
-    assert {(each["command"], each["user"], each["why"]) for each in processes} == {("sleep", "root", tracking)}
+    assert {(each["command"], each["user"], each["why"]) for each in processes} == {
+        ("sleep", "root", tracking)
+    }
     assert {each["pid"] for each in processes} == web1.pids()
     assert len(processes) == 2
     told = web1.cli("ps").stdout
@@ -166,7 +184,11 @@ def test_verify(web1: Chroot, cli: Cli, tracking: str) -> None:
 def test_verify_finds_what_is_wrong(cli: Cli, run_dir: Path) -> None:
     run_dir.chmod(0o777)
     verified = cli.json("verify", expect=1)
-    assert any(str(run_dir) in check["detail"] for check in verified["checks"] if check["status"] == "error")
+    assert any(
+        str(run_dir) in check["detail"]
+        for check in verified["checks"]
+        if check["status"] == "error"
+    )
 
 
 def test_verify_does_not_change_anything(web1: Chroot, cli: Cli, run_dir: Path) -> None:
@@ -193,12 +215,17 @@ def everything(run_dir: Path, instance: Chroot) -> tuple[object, ...]:
     )
 
 
-def test_a_plan_to_start_touches_nothing(make_chroot: MakeChroot, image: Callable[..., Path], run_dir: Path) -> None:
+def test_a_plan_to_start_touches_nothing(
+    make_chroot: MakeChroot, image: Callable[..., Path], run_dir: Path
+) -> None:
     web1 = make_chroot(disk=image())
     before = everything(run_dir, web1)
     planned = web1.cli("plan start", "--json").json()["steps"]
     told = web1.cli("plan start").stdout
-    assert web1.runtime.plan("start", "web1").describe() == told.rstrip("\n")
+    with_installed = chrootfw.Runtime(  # as the command
+        discover=True, run_dir=run_dir, config_dir=web1.runtime.config_dir
+    )
+    assert with_installed.plan("start", "web1").describe() == told.rstrip("\n")
     assert everything(run_dir, web1) == before
 
     for step in planned:
@@ -228,7 +255,73 @@ def test_a_plan_to_stop_touches_nothing(web1: Chroot, run_dir: Path) -> None:
     assert sum(step["stage"] == "unmount" for step in planned) >= len(mounts_below(web1.root))
 
 
-def test_a_plan_to_start_what_runs_is_refused_and_one_to_stop_what_is_absent_is_empty(web1: Chroot) -> None:
+class Adds:
+    """Add a layer, a Step and a command with line breaks."""
+
+    @chrootfw.hookimpl
+    def chrootfw_mount(self) -> list[chrootfw.MountPoint]:
+        return [
+            chrootfw.MountPoint("/mnt", "tmpfs", "tmpfs"),
+            chrootfw.MountPoint("/", "tmpfs", "tmpfs", at="aux:layer"),
+        ]
+
+    @chrootfw.hookimpl
+    def chrootfw_pre_start(self) -> list[chrootfw.Step]:
+        return [chrootfw.CommandStep(["/bin/true", "a\nb"], ["/bin/true"], makes="/dev/null/no")]
+
+    @chrootfw.hookimpl
+    def chrootfw_init_script(self, action: str) -> chrootfw.Command:
+        return chrootfw.Command(["/bin/sh", "-c", "sleep 100 &\n", action])
+
+
+class Leaves(Adds):
+    @chrootfw.hookimpl
+    def chrootfw_pre_start(self) -> None:
+        return None
+
+
+def test_a_plan_is_what_happens_in_the_same_words_and_order(
+    web1: Chroot, runtime: chrootfw.Runtime
+) -> None:
+    mine = runtime.with_plugins(Leaves)
+    done: list[tuple[str, str]] = []
+
+    def note(event: chrootfw.Event) -> None:
+        if event.what == "begin":
+            done.append((event.stage, event.does))
+
+    mine.on_event = note
+    plan = mine.plan("start", "web1")
+    mine.start("web1")
+    _, *planned = [(step.stage, step.does) for step in plan.steps if step.does != "will be checked"]
+    assert planned == [step for step in done if step != ("pre-start", "check the root")]
+    done.clear()
+    plan = mine.plan("stop", "web1")
+    mine.stop("web1")
+    planned = [(step.stage, step.does.removesuffix(" (1 now)")) for step in plan.steps]
+    assert [step for step in planned if step in done] == done
+
+
+def test_a_plan_has_a_line_for_each_step_and_checks_come_before_steps(
+    web1: Chroot, runtime: chrootfw.Runtime
+) -> None:
+    plan = runtime.with_plugins(Adds).plan("start", "web1")
+    assert len(plan.describe().splitlines()) == len(plan.steps) + 1
+    pre_start = [step.does for step in plan.steps if step.stage == "pre-start"]
+    assert pre_start[-1].startswith("/bin/true")
+    assert set(pre_start[:-1]) == {"will be checked"}
+
+
+def test_a_plan_says_that_a_disk_is_missing(runtime: chrootfw.Runtime) -> None:
+    plan = runtime.plan("start", chrootfw.Instance("web1", disk="/nosuch.img"))
+    assert ("mount", "problem: the disk /nosuch.img does not exist") in [
+        (step.stage, step.does) for step in plan.steps
+    ]
+
+
+def test_a_plan_to_start_what_runs_is_refused_and_one_to_stop_what_is_absent_is_empty(
+    web1: Chroot,
+) -> None:
     assert web1.cli("plan stop", "--json").json()["steps"] == []
     web1.start()
     web1.cli("plan start", expect=(0, 1))
@@ -246,7 +339,9 @@ def test_plugins_and_parameters(web1: Chroot, cli: Cli) -> None:
     assert cli.json("parameters")
 
 
-@pytest.mark.parametrize("argv", [["info", "nobody"], ["stop", "nobody"], ["ps", "nobody"], ["info", "no/name"]])
+@pytest.mark.parametrize(
+    "argv", [["info", "nobody"], ["stop", "nobody"], ["ps", "nobody"], ["info", "no/name"]]
+)
 def test_an_error_as_json(cli: Cli, argv: list[str]) -> None:
     failed = cli(*argv, "--json", expect=(2, 3))
     error = failed.json()["error"]

@@ -27,7 +27,7 @@ import pytest
 
 import chrootfw
 from chrootfw.errors import NotSupported
-from chrootfw.system import terminal
+from chrootfw.linux import pty
 
 BUSYBOX = "/bin/busybox"
 DEADLINE = 30.0
@@ -45,7 +45,7 @@ job = json.loads(sys.argv[1])
 fcntl.ioctl(job["terminal"], termios.TIOCSCTTY, 0)
 os.close(job["terminal"])
 sys.path.insert(0, job["source"])
-from chrootfw.system import terminal
+from chrootfw.linux import pty as terminal
 
 root = job["root"]
 for arguments in (
@@ -78,12 +78,16 @@ if job["fault"] == "bug":
         raise RuntimeError
     terminal._Relay._write_out = write_out
 elif job["fault"] == "survivor":
-    kill, calls = terminal.children.Child.kill, []
+    kill, calls = terminal.Child.kill, []
     def unheard(self, signum=signal.SIGKILL):
         calls.append(signum)
         if len(calls) > 6:  # TERM, HUP, KILL, each with CONT
             kill(self, signum)
-    terminal.children.Child.kill = unheard
+    terminal.Child.kill = unheard
+
+if job["fault"] == "elsewhere":  # a signal finds another thread: it interrupts no system call of the main one
+    threading.Thread(target=signal.pause, daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 
 said = {}
 def call():
@@ -392,7 +396,12 @@ class TestOnATerminal:
         assert caller.seen.split() == [b"%d" % number for number in range(1, 100001)]
 
     def test_user(self, caller: Caller) -> None:
-        caller.start("/bin/sh", "-c", "id; ls -ln $(tty); echo mi''ne > $(tty); tty", ids=(1234, 1235, [1236]))
+        caller.start(
+            "/bin/sh",
+            "-c",
+            "id; ls -ln $(tty); echo mi''ne > $(tty); tty",
+            ids=(1234, 1235, [1236]),
+        )
         caller.expect(r"uid=1234 gid=1235 groups=1236")
         caller.expect(r"crw--w---- +1 1234 +5 ")
         caller.expect("mine")
@@ -427,8 +436,16 @@ class TestSignals:
         process.send_signal(signum)
         assert caller.end() == ended(128 + signum)
 
+    def test_one_that_interrupts_no_wait(self, caller: Caller) -> None:
+        process = caller.start("/bin/sh", "-c", "echo sl''eeps; exec sleep 1000", fault="elsewhere")
+        caller.expect("sleeps")
+        process.send_signal(signal.SIGTERM)
+        assert caller.end() == ended(128 + signal.SIGTERM)
+
     def test_handled_inside(self, caller: Caller) -> None:
-        process = caller.start("/bin/sh", "-c", "trap 'exit 12' TERM; echo re''ady; while :; do :; done")
+        process = caller.start(
+            "/bin/sh", "-c", "trap 'exit 12' TERM; echo re''ady; while :; do :; done"
+        )
         caller.expect("ready")
         process.terminate()
         assert caller.end() == ended(12)
@@ -448,7 +465,9 @@ class TestSignals:
         assert caller.end() == ended(128 + signal.SIGHUP)
 
     def test_one_that_ignores_both_is_killed(self, caller: Caller) -> None:
-        process = caller.start("/bin/sh", "-c", "trap '' TERM HUP; echo re''ady; while :; do :; done", grace=0.1)
+        process = caller.start(
+            "/bin/sh", "-c", "trap '' TERM HUP; echo re''ady; while :; do :; done", grace=0.1
+        )
         caller.expect("ready")
         process.terminate()
         assert caller.end() == ended(128 + signal.SIGKILL)
@@ -556,7 +575,11 @@ class TestOnPipes:
 
     def test_long_input_and_output(self, caller: Caller) -> None:
         process = caller.start(
-            "/bin/sh", "-c", "stty -echo; echo go; cat", stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            "/bin/sh",
+            "-c",
+            "stty -echo; echo go; cat",
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
         assert process.stdin is not None and process.stdout is not None
         assert process.stdout.readline() == b"go\r\n"
@@ -582,7 +605,9 @@ class TestOnPipes:
         assert caller.end() == ended(128 + signal.SIGHUP)
 
     def test_closed_output_and_hup_ignored(self, caller: Caller) -> None:
-        process = caller.start("/bin/sh", "-c", "trap '' HUP; yes", stdout=subprocess.PIPE, grace=0.1)
+        process = caller.start(
+            "/bin/sh", "-c", "trap '' HUP; yes", stdout=subprocess.PIPE, grace=0.1
+        )
         assert process.stdout is not None
         assert process.stdout.read(3) == b"y\r\n"
         process.stdout.close()
@@ -619,7 +644,7 @@ class TestWithout:
         root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY)
         try:
             with pytest.raises(NotSupported) as caught:
-                terminal.run(
+                pty.run(
                     ["/bin/sh"], root_fd=root_fd, env={}, cwd="/", cgroup=None, joins=(), ids=None,
                 )  # fmt: skip
         finally:

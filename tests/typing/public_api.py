@@ -41,7 +41,10 @@ def embeds(runtime: chrootfw.Runtime) -> None:
     assert_type(runtime.with_plugins(object()), chrootfw.Runtime)
     with runtime.running(web1) as chroot:
         assert_type(chroot.root, str)
-    runtime.stop("web1", force=True, timeout=1, run_script=False, keep_mounted=True, kill_holders=True)
+    runtime.stop(
+        "web1", force=True, timeout=1, run_script=False, keep_mounted=True, kill_holders=True
+    )
+    assert_type(runtime.cleanup("web1", forget=True).pending_undos, tuple[str, ...])
     runtime.plan("restart", "web1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # start or stop
 
 
@@ -58,7 +61,9 @@ def shows(event: chrootfw.Event) -> str:
             return event.does
         case "end" | "fail":
             return f"{event.does}: {event.seconds:.3f} s {event.error}"
-        case "warning" | "blame":
+        case "output":
+            return event.output.decode()
+        case "warning" | "plugin-error":
             return event.error or event.does
         case _:
             assert_never(what)
@@ -107,8 +112,13 @@ class Plugin:
         return Entry(user="web")
 
     @chrootfw.hookimpl
-    def chrootfw_kill_strategy(self, processes: Sequence[Process], timeout: float | None) -> Sequence[Escalation]:
-        return [Escalation(3, timeout or 5, to=[process.pid for process in processes]), Escalation(9, 2, to="all")]
+    def chrootfw_kill_strategy(
+        self, processes: Sequence[Process], timeout: float | None
+    ) -> Sequence[Escalation]:
+        return [
+            Escalation(3, timeout or 5, to=[process.pid for process in processes]),
+            Escalation(9, 2, to="all"),
+        ]
 
     @chrootfw.hookimpl
     def chrootfw_unmount_ordering(self, mounts: Sequence[Mount]) -> Sequence[Mount]:

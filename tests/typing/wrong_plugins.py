@@ -3,6 +3,7 @@
 An excuse that is not needed is an error: should a mistake not be found any more, the check of types fails.
 """
 
+# fmt: off
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence

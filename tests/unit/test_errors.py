@@ -36,7 +36,11 @@ def test_every_error_is_public_and_has_the_three_parts(name):
     assert name in chrootfw.__all__
     more = {"signum": 15} if name == "Interrupted" else {}
     error = cls("it failed", (line for line in ("first", "second")), "try again", **more)
-    assert (error.brief, error.details, error.hint) == ("it failed", ("first", "second"), "try again")
+    assert (error.brief, error.details, error.hint) == (
+        "it failed",
+        ("first", "second"),
+        "try again",
+    )
     assert error.kind == name
     assert str(error) == "it failed\n  first\n  second\n  hint: try again"
 

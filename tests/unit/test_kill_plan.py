@@ -23,9 +23,9 @@ TERM, KILL = Escalation(SIGTERM, 10), Escalation(SIGKILL, 2)
         ([Escalation("TERM", 1)], "escalation 1: the signal is 'TERM'"),
         ([Escalation(True, 1)], "the signal is True"),
         ([Escalation(15.0, 1)], "the signal is 15.0"),
-        ([Escalation(0, 1)], "0 is no signal"),
-        ([Escalation(-9, 1)], "-9 is no signal"),
-        ([Escalation(65, 1)], "65 is no signal"),
+        ([Escalation(0, 1)], "0 is not a signal"),
+        ([Escalation(-9, 1)], "-9 is not a signal"),
+        ([Escalation(65, 1)], "65 is not a signal"),
         ([TERM, Escalation(SIGKILL, -0.5)], "escalation 2: the grace is -0.5 s"),
         ([Escalation(SIGTERM, math.nan)], "the grace is nan s"),
         ([Escalation(SIGTERM, math.inf)], "the grace is inf s"),
@@ -46,7 +46,9 @@ def test_a_wrong_strategy_is_named(answer, words):
 
 @pytest.mark.parametrize("pid", [-1, 0, 1, True])
 def test_pids_up_to_one_are_refused_even_if_given(pid):
-    assert "which it was not given" in kill_plan.check([Escalation(SIGTERM, 1, [pid])], [pid, 1, 0, -1])
+    assert "which it was not given" in kill_plan.check(
+        [Escalation(SIGTERM, 1, [pid])], [pid, 1, 0, -1]
+    )
 
 
 @pytest.mark.parametrize(
@@ -76,7 +78,10 @@ def test_a_right_strategy_passes(answer):
     ],
 )
 def test_force_ends_with_kill(answer, force, appended):
-    assert kill_plan.complete(answer, force=force) == answer + [Escalation(SIGKILL, 2.0, "own")] * appended
+    assert (
+        kill_plan.complete(answer, force=force)
+        == answer + [Escalation(SIGKILL, 2.0, "own")] * appended
+    )
 
 
 @pytest.mark.parametrize(
@@ -88,8 +93,8 @@ def test_force_ends_with_kill(answer, force, appended):
         (True, True, [Escalation(SIGKILL, 2.0, "all")]),
     ],
 )
-def test_term_then_kill(force, holders, expected):
-    assert kill_plan.term_then_kill(grace=3, force=force, holders=holders) == expected
+def test_make_strategy(force, holders, expected):
+    assert kill_plan.make_strategy(grace=3, force=force, holders=holders) == expected
 
 
 @pytest.mark.parametrize(
@@ -106,16 +111,44 @@ def test_term_then_kill(force, holders, expected):
 def test_targets(to, expected):
     """99 is gone; 9 is spared; 0 and 1 are never signalled."""
     step = Escalation(SIGTERM, 1, to)
-    assert kill_plan.targets(step, own=iter([5, 1, 0, 7, 5]), holders=iter([8, 9, 7]), spared=iter([9])) == expected
+    assert (
+        kill_plan.list_targets(
+            step, own=iter([5, 1, 0, 7, 5]), holders=iter([8, 9, 7]), spared=iter([9])
+        )
+        == expected
+    )
 
 
 @pytest.mark.parametrize(
     ("step", "words"),
     [
         (TERM, "SIGTERM to the own processes, then wait at most 10 s"),
-        (Escalation(9, 2.5, "all"), "SIGKILL to the own processes and the holders, then wait at most 2.5 s"),
+        (
+            Escalation(9, 2.5, "all"),
+            "SIGKILL to the own processes and the holders, then wait at most 2.5 s",
+        ),
         (Escalation(40, 0, [7, 8]), "signal 40 to pid 7, 8, then wait at most 0 s"),
     ],
 )
 def test_describe(step, words):
     assert kill_plan.describe(step) == words
+
+
+@pytest.mark.parametrize(
+    ("answer", "graces"),
+    [
+        ([Escalation(SIGTERM, 8), KILL], [1.5, 2]),
+        ([Escalation(SIGTERM, 1), Escalation(SIGHUP, 1, [7]), KILL], [1, 0.5, 2]),
+        ([Escalation(SIGKILL, 60, [7]), Escalation(SIGKILL, 60, "all"), TERM], [1.5, 60, 10]),
+        ([KILL], [2]),
+    ],
+)
+def test_graces_before_kill_are_cut(answer, graces):
+    cut = kill_plan.cut_graces(answer, 1.5)
+    assert [step.grace for step in cut] == graces
+    assert [(step.signal, step.to) for step in cut] == [(step.signal, step.to) for step in answer]
+
+
+def test_without_time_kill_comes_at_once():
+    cut = kill_plan.cut_graces([TERM, KILL], -1.0)
+    assert [step.grace for step in cut] == [0, 2]

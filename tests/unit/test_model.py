@@ -40,7 +40,12 @@ class Bare(Step):
 
 def test_an_instance_alone():
     web1 = Instance("web1")
-    assert (web1.disk, web1.init_script, dict(web1.params), web1.plugins) == (None, DEFAULT_INIT_SCRIPT, {}, ())
+    assert (web1.disk, web1.init_script, dict(web1.params), web1.plugins) == (
+        None,
+        DEFAULT_INIT_SCRIPT,
+        {},
+        (),
+    )
 
 
 @pytest.mark.parametrize(
@@ -83,13 +88,18 @@ def test_one_string_is_no_list_of_strings():
 
 
 def test_what_was_decided_cannot_change():
-    params = {"grace": 3}
+    params = {"grace": 3, "binds": ["/a:/b"]}
     web1 = Instance("web1", params=params)
     params["grace"] = 99
-    assert web1.params["grace"] == 3
-    with pytest.raises(TypeError):
-        web1.params["grace"] = 99
-    for value, field in ((web1, "name"), (MountPoint("/", "tmpfs"), "target"), (Escalation(SIGTERM, 1), "to")):
+    params["binds"].append("/c:/d")
+    assert web1.params == {"grace": 3, "binds": ["/a:/b"]}
+    web1.to_dict()["params"]["binds"].clear()
+    assert web1.params["binds"] == ["/a:/b"]
+    for value, field in (
+        (web1, "name"),
+        (MountPoint("/", "tmpfs"), "target"),
+        (Escalation(SIGTERM, 1), "to"),
+    ):
         with pytest.raises(attrs.exceptions.FrozenInstanceError):
             setattr(value, field, "other")
 
@@ -104,7 +114,13 @@ def test_equal_values_are_equal():
 
 def test_instance_json():
     web1 = Instance("web1", disk="/d", init_script=False, params={"grace": 3}, plugins=["a"])
-    shown = {"name": "web1", "disk": "/d", "init_script": None, "params": {"grace": 3}, "plugins": ["a"]}
+    shown = {
+        "name": "web1",
+        "disk": "/d",
+        "init_script": None,
+        "params": {"grace": 3},
+        "plugins": ["a"],
+    }
     assert json.loads(json.dumps(web1.to_dict())) == shown
     assert Instance(**shown) == web1
 
@@ -126,7 +142,7 @@ def test_a_mount_points_place_is_checked():
         (MountPoint("/", "/srv/web1.img", "ext4"), "ext4 /srv/web1.img on /"),
         (MountPoint("/proc", "proc", "proc"), "proc on /proc"),
         (MountPoint("/data", "/srv/d", options=["bind", "ro"]), "bind /srv/d on /data (bind,ro)"),
-        (MountPoint("/", Snapshot("vg/web1"), "ext4"), "ext4 snapshot vg/web1 on /"),
+        (MountPoint("/", Snapshot("vg/web1"), "ext4"), "ext4 the result of snapshot on /"),
         (MountPoint("/x", "tmpfs", "tmpfs", at="aux:upper"), "tmpfs on aux:upper/x"),
     ],
 )
@@ -135,7 +151,10 @@ def test_mount_point_describes_itself(point, words):
 
 
 def test_nodes_are_for_a_tmpfs_and_stay_in_it():
-    assert MountPoint("/dev", "tmpfs", "tmpfs", nodes=[Node("null", device=(1, 3))]).nodes[0].path == "null"
+    assert (
+        MountPoint("/dev", "tmpfs", "tmpfs", nodes=[Node("null", device=(1, 3))]).nodes[0].path
+        == "null"
+    )
     with pytest.raises(InputError, match="only a tmpfs"):
         MountPoint("/", "/srv/web1.img", "ext4", nodes=[Node("null")])
     for path in ("../x", "/x", "a/../../x", "a//b", "a\0"):
@@ -158,7 +177,7 @@ def test_a_command_needs_words():
 def test_entry():
     assert Entry().to_dict() == {
         "method": "chroot", "user": None, "cwd": "/", "env": {}, "namespaces": [], "mount_attributes": [], "read_only": [],
-        "capabilities": None, "no_new_privs": False, "seccomp": "",
+        "capabilities": None, "no_new_privs": False, "seccomp": "", "masked": [],
     }  # fmt: skip
     with pytest.raises(InputError, match="cwd"):
         Entry(cwd="srv")
@@ -182,8 +201,14 @@ def test_the_arguments_of_a_step_are_its_fields():
 def test_plan():
     steps = (PlannedStep("mount", "ext4 /d on /", "disk"), PlannedStep("pre-start", "look", ""))
     plan = Plan("start", "web1", steps)
-    assert plan.describe() == "start web1:\n  1  mount      ext4 /d on /  [disk]\n  2  pre-start  look"
-    assert plan.to_dict()["steps"][0] == {"stage": "mount", "does": "ext4 /d on /", "plugin": "disk"}
+    assert (
+        plan.describe() == "start web1:\n  1  mount      ext4 /d on /  [disk]\n  2  pre-start  look"
+    )
+    assert plan.to_dict()["steps"][0] == {
+        "stage": "mount",
+        "does": "ext4 /d on /",
+        "plugin": "disk",
+    }
     assert Plan("stop", "web1", ()).describe() == "stop web1:\n  nothing to do"
 
 
@@ -198,11 +223,13 @@ def test_a_problem_is_fatal_unless_it_says_otherwise():
         ({"method": "pivot_root", "namespaces": ["net"]}, "namespace is 'net'"),
         ({"method": "pivot_root", "mount_attributes": ["noexec"]}, "mount attribute is 'noexec'"),
         ({"method": "pivot_root", "read_only": ["proc"]}, "read-only path"),
+        ({"method": "pivot_root", "masked": ["keys"]}, "masked path"),
         ({"namespaces": ["pid"]}, "needs the method pivot_root"),
+        ({"masked": ["/proc/keys"]}, "needs the method pivot_root"),
         ({"capabilities": ["CAP_KILL"]}, "capability is 'CAP_KILL'"),
         ({"seccomp": "AAAAAAAAAAA="}, "needs no_new_privs"),
         ({"seccomp": "AAAA", "no_new_privs": True}, "instructions of 8 bytes"),
-        ({"seccomp": "no base64!", "no_new_privs": True}, "no base64"),
+        ({"seccomp": "no base64!", "no_new_privs": True}, "not valid base64"),
     ],
 )
 def test_an_entry_that_cannot_be_carried_out(fields, words):
@@ -211,7 +238,14 @@ def test_an_entry_that_cannot_be_carried_out(fields, words):
 
 
 def test_an_entry_survives_its_record():
-    entry = Entry("pivot_root", namespaces=["pid"], capabilities=["KILL"], no_new_privs=True, read_only=["/proc/sys"])
+    entry = Entry(
+        "pivot_root",
+        namespaces=["pid"],
+        capabilities=["KILL"],
+        no_new_privs=True,
+        read_only=["/proc/sys"],
+        masked=["/proc/keys"],
+    )
     assert Entry(**entry.to_dict()) == entry
 
 
@@ -222,3 +256,18 @@ def test_a_subclass_is_its_inherited_fields_too():
     assert Own("/a", "tmpfs") == Own("/a", "tmpfs") != Own("/b", "tmpfs")
     assert "target='/a'" in repr(Own("/a", "tmpfs"))
     assert hash(Own("/a", "tmpfs")) == hash(Own("/a", "tmpfs"))
+
+
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [
+        (lambda: Instance("web1", plugins="x"), "plugins"),
+        (lambda: MountPoint("/", "tmpfs", options="x"), "options"),
+        (lambda: Command("x"), "argv"),
+        (lambda: Entry(masked=3), "masked"),
+        (lambda: Entry(capabilities="x"), "capabilities"),
+    ],
+)
+def test_a_lone_value_in_place_of_a_sequence_is_refused_by_its_name(make, field):
+    with pytest.raises(InputError, match=f"^{field} is the (str 'x'|int 3); it must be a sequence"):
+        make()

@@ -39,7 +39,9 @@ BAD_NAMES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "words"), BAD_NAMES, ids=[ascii(name)[:20] for name, _ in BAD_NAMES])
+@pytest.mark.parametrize(
+    ("name", "words"), BAD_NAMES, ids=[ascii(name)[:20] for name, _ in BAD_NAMES]
+)
 @pytest.mark.parametrize("taker", [paths.check_name, Instance])
 def test_a_bad_name_is_refused(taker, name, words):
     with pytest.raises(InputError) as caught:
@@ -49,7 +51,9 @@ def test_a_bad_name_is_refused(taker, name, words):
     assert len(caught.value.brief) < 200
 
 
-@pytest.mark.parametrize("name", ["a", "Z", "0", "web1", "web-1.example.org", "a..b", "a_", "a.", "a" * 200])
+@pytest.mark.parametrize(
+    "name", ["a", "Z", "0", "web1", "web-1.example.org", "a..b", "a_", "a.", "a" * 200]
+)
 def test_a_good_name_is_given_back(name):
     assert paths.check_name(name) == name
     assert Instance(name).name == name
@@ -81,7 +85,9 @@ BAD_PATHS = [
 ]
 
 
-@pytest.mark.parametrize(("path", "words"), BAD_PATHS, ids=[ascii(path)[:20] for path, _ in BAD_PATHS])
+@pytest.mark.parametrize(
+    ("path", "words"), BAD_PATHS, ids=[ascii(path)[:20] for path, _ in BAD_PATHS]
+)
 def test_a_bad_path_is_refused(path, words):
     with pytest.raises(InputError) as caught:
         paths.check_absolute(path, "the disk")
@@ -111,7 +117,9 @@ def test_a_good_place(at):
     assert paths.check_at(at) == at
 
 
-@pytest.mark.parametrize("at", ["", "aux", "aux:", "aux:.", "aux:../x", "aux:a/b", "aux:a\n", "ROOT", None, 3])
+@pytest.mark.parametrize(
+    "at", ["", "aux", "aux:", "aux:.", "aux:../x", "aux:a/b", "aux:a\n", "ROOT", None, 3]
+)
 def test_a_bad_place(at):
     with pytest.raises(InputError):
         paths.check_at(at)

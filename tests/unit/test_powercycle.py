@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import chrootfw
-from chrootfw import node
+from chrootfw.lifecycle import powercycle
 
 
 @pytest.fixture
@@ -23,28 +23,34 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
 
 def test_it_asks_the_kernel(files: tuple[Path, Path]) -> None:
     trigger, switch = files
-    said = node.powercycle(str(trigger), str(switch), ("false",))
+    said = powercycle.reset_machine(str(trigger), str(switch), ("false",))
     assert trigger.read_text() == "b\n"
     assert switch.read_text() == "1\n"
     assert str(trigger) in said
 
 
-def test_it_falls_back_to_reboot_when_the_kernel_cannot_be_asked(files: tuple[Path, Path], tmp_path: Path) -> None:
+def test_it_falls_back_to_reboot_when_the_kernel_cannot_be_asked(
+    files: tuple[Path, Path], tmp_path: Path
+) -> None:
     mark = tmp_path / "rebooted"
-    said = node.powercycle(str(tmp_path / "missing"), str(files[1]), ("touch", str(mark)))
+    said = powercycle.reset_machine(str(tmp_path / "missing"), str(files[1]), ("touch", str(mark)))
     assert mark.exists()
     assert "touch" in said
 
 
 def test_it_says_when_neither_works(files: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(chrootfw.ChrootfwError) as caught:
-        node.powercycle(str(tmp_path / "missing"), str(files[1]), ("false",))
+        powercycle.reset_machine(str(tmp_path / "missing"), str(files[1]), ("false",))
     assert len(caught.value.details) == 2
+    assert caught.value.hint.startswith("systemctl reboot")
 
 
 def test_the_command_line_wants_a_confirmation() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "chrootfw", "powercycle"], env=dict(os.environ), capture_output=True, text=True
+        [sys.executable, "-m", "chrootfw", "powercycle"],
+        env=dict(os.environ),
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 2
     assert "--yes-really" in done.stderr

@@ -1,7 +1,11 @@
 """The conformance suite: one bad plugin for each kind of mistake, and the good ones that ship."""
 
+import asyncio
 import importlib
 import itertools
+import os
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -10,14 +14,27 @@ from signal import SIGKILL, SIGTERM
 import attrs
 import pytest
 
-from chrootfw import Escalation, Event, Instance, MountPoint, Omit, Parameter, Problem, Process, Step, hookimpl
+from chrootfw import (
+    Escalation,
+    Event,
+    Instance,
+    MountPoint,
+    Omit,
+    Parameter,
+    Problem,
+    Process,
+    Step,
+    hookimpl,
+)
+from chrootfw.hooks.registry import DEFAULTS
 from chrootfw.model import NO_COMMAND, Command, Entry
-from chrootfw.plugins import DEFAULTS
 from chrootfw.testing import Conformance, check, random_cases
 from chrootfw.testing import examination as suite
 
 WITH = Instance(
-    "with-parameters", disk="/srv/x.img", params={"binds": ["/srv/a:/a"], "resolv_conf": "copy", "hosts": "bind"}
+    "with-parameters",
+    disk="/srv/x.img",
+    params={"binds": ["/srv/a:/a"], "resolv_conf": "copy", "hosts": "bind"},
 )
 
 
@@ -25,7 +42,11 @@ WITH = Instance(
 def test_what_ships_keeps_the_rules(name):
     instances = [WITH]
     if "hardened" in name:
-        instances.append(Instance("hardened", disk="/x", params={"hardened": True, "hardened_namespaces": ["pid"]}))
+        instances.append(
+            Instance(
+                "hardened", disk="/x", params={"hardened": True, "hardened_namespaces": ["pid"]}
+            )
+        )
     assert check(importlib.import_module(name), instances) == []
 
 
@@ -120,6 +141,59 @@ class Unborn(Plain):
         raise OSError(28, "No space left on device")
 
 
+@attrs.frozen
+class Place:
+    path: str
+
+
+@attrs.frozen
+class Nested(Plain):
+    """attrs makes a dict of the place, and the dict stays one."""
+
+    text: Place = attrs.field(factory=lambda: Place("/a"))
+
+
+@attrs.frozen
+class Rebuilt(Plain):
+    """Its converter makes the place again."""
+
+    text: Place = attrs.field(
+        factory=lambda: Place("/a"),
+        converter=lambda given: Place(**given) if isinstance(given, dict) else given,
+    )
+
+
+@attrs.frozen
+class Listed(Plain):
+    text: tuple = ("a", "b")
+
+    def describe(self):
+        return f"do {' and '.join(self.text)}"
+
+
+@attrs.frozen
+class KeyError_(Plain):
+    """Its describe() fails only when it is made again."""
+
+    text: dict = attrs.field(factory=lambda: {1: "one"})
+
+    def describe(self):
+        return f"do {self.text[1]}"
+
+
+@attrs.frozen
+class Interrupting(Plain):
+    def describe(self):
+        raise KeyboardInterrupt
+
+
+@attrs.frozen
+class Writing(Plain):
+    def describe(self):
+        os.mkdir(self.text)
+        return "make it"
+
+
 def local_step():
     @attrs.frozen
     class Local(Plain):
@@ -199,6 +273,29 @@ def raises_around(self, stage):
         raise ValueError("no")
 
 
+def in_thread(call):
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
+
+
+def runs_around(self):
+    os.system("true")
+    return (yield)
+
+
+def sets_around(self):
+    os.environ["KIT_TEST"] = "1"
+    return (yield)
+
+
+def silent():
+    def chrootfw_mount(self):
+        return None
+
+    return hookimpl(chrootfw_mount)
+
+
 def forgets(hook):
     @plugin(hook, wrapper=True)
     def wrapper(self):
@@ -226,7 +323,7 @@ def changes_always(self, instance, counter=itertools.count()):
 @plugin("kill_strategy", wrapper=True)
 def changes_always_around(self, counter=itertools.count(1)):
     answer = yield
-    return [Escalation(SIGTERM, next(counter)), *answer]
+    return [Escalation(SIGTERM, next(counter) / 1000), *answer]
 
 
 @plugin("kill_strategy")
@@ -237,7 +334,11 @@ def changes_processes(self, processes):
 
 @plugin("kill_strategy")
 def names_others(self, processes):
-    return [Escalation(SIGKILL, 1, to=[process.pid + 1 for process in processes])] if processes else None
+    return (
+        [Escalation(SIGKILL, 1, to=[process.pid + 1 for process in processes])]
+        if processes
+        else None
+    )
 
 
 @plugin("kill_strategy")
@@ -253,6 +354,57 @@ def nobody(self, force):
 @plugin("kill_strategy")
 def nonsense(self):
     return [Escalation(4000, 1)]
+
+
+@plugin("kill_strategy")
+def ignores_force(self):
+    return [Escalation(SIGTERM, 8), Escalation(SIGKILL, 2)]
+
+
+@plugin("kill_strategy")
+def never_kills(self):
+    return [Escalation(SIGTERM, 8)]
+
+
+@plugin("kill_strategy", wrapper=True)
+def ignores_force_around(self):
+    answer = yield
+    return [Escalation(SIGTERM, 8), *answer]
+
+
+def doing(effect, hook="pre_start"):
+    """A hook that does something instead of answering."""
+
+    @plugin(hook)
+    def hook_that_does(self):
+        effect()
+
+    return hook_that_does
+
+
+def with_parameter(hook, function, wrapper=False):
+    class Bad:
+        @hookimpl
+        def chrootfw_parameters(self):
+            return [Parameter("mine", int, 1)]
+
+    function.__name__ = f"chrootfw_{hook}"
+    setattr(Bad, function.__name__, hookimpl(function, wrapper=wrapper))
+    return Bad
+
+
+def reads_own(self, instance):
+    return [Escalation(SIGKILL, instance.params["mine"])]
+
+
+def reads_own_around(self, instance, stage):
+    if stage == "kill":
+        instance.params["mine"]
+    return (yield)
+
+
+class Empty:
+    """No hook."""
 
 
 @plugin("unmount_ordering")
@@ -319,11 +471,14 @@ def raising(self, event):
 
 BAD = {
     # not loadable
-    "a misspelt hook": (Misspelt, "loading", "chrootfw_mounts, which is no hook", "did you mean chrootfw_mount?"),
+    "a misspelt hook": (Misspelt, "loading", "chrootfw_mounts, which is not a hook", "did you mean chrootfw_mount?"),
     "no mark": (Unmarked, "loading", "without the mark of a hook"),
     "a coroutine function": (Coroutine, "loading", "is a coroutine"),
     "no wrapper": (NoWrapper, "loading", "must be a wrapper"),
     "an unknown argument": (Strange, "loading", "cannot be registered"),
+    "no hooks": (Empty, "loading", "implements no hook"),
+    "a name": ("chrootfw_hardened", "loading", "the plugin is 'chrootfw_hardened'"),
+    "nothing": (None, "loading", "the plugin is None"),
     "a class with arguments": (Unmakable, "loading", "cannot be made"),
     # wrong types
     "mount": (plugin("mount")(lambda self: MountPoint("/x", "tmpfs")), "answers", "expected a list of MountPoint or Omit"),
@@ -346,7 +501,16 @@ BAD = {
     "an exception": (plugin("enter")(lambda self: 1 / 0), "answers", "raised ZeroDivisionError"),
     "an exit": (plugin("init_script")(lambda self: sys.exit(3)), "answers", "raised SystemExit"),
     "an observer": (plugin("event")(raising), "answers", "raised ValueError: begin"),
+    "a relative program": (
+        plugin("init_script")(lambda self: Command(["true"])), "answers", "the program 'true'; expected its absolute path",
+    ),
+    "a parameter that is not there": (
+        with_parameter("kill_strategy", reads_own), "answers", "raised KeyError: 'mine'", "older than the plugin",
+    ),
     # wrappers
+    "a parameter that is not there, around": (
+        with_parameter("around_stage", reads_own_around, wrapper=True), "wrappers", "stage kill, raised KeyError: 'mine'", "older",
+    ),
     "forgets an order": (forgets("unmount_ordering"), "wrappers", "turned the answer into None", "return (yield)"),
     "forgets a strategy": (forgets("kill_strategy"), "wrappers", "turned the answer into None"),
     "forgets an entry": (forgets("enter"), "wrappers", "turned the answer into None"),
@@ -363,19 +527,43 @@ BAD = {
     "a slow wrapper": (slow_wrapper, "blocking", "chrootfw_kill_strategy did not answer within 0.05 s"),
     "asks": (asks, "blocking", "chrootfw_pre_start reads standard input"),
     "reads": (reads, "blocking", "chrootfw_parameters reads standard input"),
+    # changes something
+    "makes a directory": (doing(lambda: os.mkdir("/proc/nothing/here")), "changes", "makes the directory /proc/nothing/here"),
+    "writes": (doing(lambda: open("/proc/nothing", "a")), "changes", "opens /proc/nothing for writing"),
+    "writes by number": (doing(lambda: os.open(b"/proc/nothing", os.O_RDWR)), "changes", "opens /proc/nothing for writing"),
+    "removes": (doing(lambda: os.unlink("/proc/nothing")), "changes", "removes /proc/nothing"),
+    "runs a program": (doing(lambda: subprocess.run(["/bin/true"]), "mount"), "changes", "runs /bin/true", "belongs into a Step"),
+    "runs it in a thread": (doing(lambda: in_thread(lambda: os.system("true"))), "changes", "runs true"),
+    "runs it in a wrapper": (
+        plugin("enter", wrapper=True)(runs_around), "changes", "runs true",
+    ),
+    "sends a signal": (doing(lambda: os.kill(os.getpid(), signal.SIGCONT)), "changes", "sends signal 18"),
+    "the working directory": (doing(lambda: os.chdir("/proc")), "changes", "changes the working directory to /proc"),
+    "the umask": (doing(lambda: os.umask(0o777)), "changes", "changes the umask to 0777"),
+    "the environment": (
+        doing(lambda: os.environ.__setitem__("KIT_TEST", "1")), "changes", "the environment variable KIT_TEST",
+    ),
+    "the environment, around": (plugin("around_stage", wrapper=True)(sets_around), "changes", "the environment variable KIT_TEST"),
+    "the environment, in a constructor": (
+        type("Bad", (Empty,), {"__init__": lambda self: os.environ.pop("PATH"), "chrootfw_mount": silent()}), "changes", "variable PATH",
+    ),
+    "a step that writes": (before_start(Writing("/proc/nothing/here")), "changes", "makes the directory /proc/nothing/here"),
     # not the same twice
     "changes the instance": (changes, "repetition", "changes its argument instance"),
-    "changes processes": (changes_processes, "repetition", "changes its argument processes"),
+    "changes processes": (changes_processes, "kill_strategies", "Process.why cannot be set"),
     "changes always": (changes_always, "repetition", "answers two equal questions differently"),
     "changes always, around": (changes_always_around, "repetition", "answers two equal questions differently"),
     # steps
     "a dumb step": (before_start(Dumb()), "steps", "describe() raised NotImplementedError"),
     "two lines": (before_start(Talkative()), "steps", "expected a str of one line"),
     "a sentence": (before_start(Stopped()), "steps", "without a full stop"),
-    "no JSON": (before_start(NoJson()), "steps", "its fields are no JSON values"),
+    "no JSON": (before_start(NoJson()), "steps", "its fields are not JSON values"),
     "lost in JSON": (before_start(Lossy()), "steps", "has other fields when it is made again"),
     "cannot be made again": (before_start(Unmakeable()), "steps", "cannot be made again from its record"),
     "another description": (before_start(Restless()), "steps", "describes itself differently"),
+    "a nested value": (before_start(Nested()), "steps", "has other fields when it is made again", "text={'path': '/a'}, not Place("),
+    "a failure when made again": (before_start(KeyError_()), "steps", "text={'1': 'one'}", "describe() raised KeyError: 1"),
+    "an interrupt": (before_start(Interrupting()), "steps", "describe() raised KeyboardInterrupt"),
     "a local class": (before_start(local_step()), "steps", "cannot be found again as", "local_step.<locals>.Local"),
     "as a source": (plugin("mount")(lambda self: [MountPoint("/x", Stopped())]), "steps", "chrootfw_mount: the Step Stopped"),
     # illegal orders
@@ -385,19 +573,25 @@ BAD = {
     "others' pids": (names_others, "kill_strategies", "which it was not given"),
     "too long": (at_length, "kill_strategies", "not within 0 and 86400"),
     "nobody": (nobody, "kill_strategies", "expected at least one Escalation"),
-    "no signal": (nonsense, "kill_strategies", "4000 is no signal"),
+    "ignores force": (ignores_force, "kill_strategies", "force=True", "waits 8 s before SIGKILL"),
+    "never kills": (never_kills, "kill_strategies", "waits 8 s before SIGKILL"),
+    "ignores force, around": (ignores_force_around, "kill_strategies", "waits 8 s before SIGKILL"),
+    "no signal": (nonsense, "kill_strategies", "4000 is not a signal"),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("bad", "look", "words"), [(b, look, w) for b, look, *w in BAD.values()], ids=BAD)
+@pytest.mark.parametrize(
+    ("bad", "look", "words"), [(b, look, w) for b, look, *w in BAD.values()], ids=BAD
+)
 def test_a_mistake_is_found_where_it_belongs(bad, look, words):
-    seconds = 0.05 if look == "blocking" else 20
+    seconds = 0.05 if any("0.05 s" in word for word in words) else 20
     with suite.Examination(bad, seconds=seconds) as examination:
-        found = {name: see(examination) for name, see in suite.LOOKS.items()}
+        found = {name: examination.run(name) for name in suite.CHECKS}
     assert found[look], found
     for word in words:
         assert word in "\n".join(found[look])
-    assert all("plugin " in line and "chrootfw_" in line for line in found[look] if look != "loading")
+    assert all("plugin" in line for line in found[look])
+    assert look in ("loading", "changes") or all("chrootfw_" in line for line in found[look])
     assert "kill_strategies" == look or not found["kill_strategies"]
     assert "unmount_orderings" == look or not found["unmount_orderings"]
 
@@ -428,6 +622,200 @@ def test_a_source_step_must_say_its_source():
 class NoSource(Plain):
     def apply(self):
         return None
+
+
+@pytest.mark.parametrize("step", [Rebuilt(), Listed()])
+def test_a_field_that_its_class_makes_again_is_right(step):
+    assert check(before_start(step), apply_steps=True) == []
+
+
+def test_what_a_hook_changes_in_the_process_is_put_back(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = os.getcwd(), dict(os.environ)
+
+    def change():
+        os.chdir("/")
+        os.umask(0o777)
+        os.environ["KIT_TEST"] = "1"
+        del os.environ["PATH"]
+
+    umask = os.umask(0o027)
+    try:
+        assert check(doing(change))
+        assert os.umask(umask) == 0o027
+    finally:
+        os.umask(umask)
+    assert (os.getcwd(), dict(os.environ)) == before
+
+
+def test_who_reads_and_asks_changes_nothing(tmp_path):
+    """A free port, a file, a process, a module that nobody has imported yet."""
+    (tmp_path / "rarely_imported.py").write_text("x = 1\n")
+    (tmp_path / "file").write_text("x")
+
+    def ask():
+        import socket
+
+        sys.path.insert(0, str(tmp_path))
+        try:
+            sys.modules.pop("rarely_imported", None)
+            importlib.import_module("rarely_imported")
+        finally:
+            sys.path.remove(str(tmp_path))
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+        (tmp_path / "file").read_text()
+        with open(os.devnull, "w") as null:
+            null.write("x")
+        os.listdir(tmp_path)
+        os.kill(os.getpid(), 0)
+
+    assert check(doing(ask)) == []
+    assert not (tmp_path / "__pycache__").exists()
+
+
+def test_an_observer_may_write(tmp_path):
+    @plugin("event")
+    def writes(self, event):
+        with open(tmp_path / "log", "a") as log:
+            log.write(event.does)
+
+    assert check(writes) == []
+    assert (tmp_path / "log").exists()
+
+
+# -- whatever the plugin does ---------------------------------------------------------------------------
+
+
+class Hostile:
+    """A value that fails in every way, with what is no Exception."""
+
+    def _fail(self, *_args):
+        raise asyncio.CancelledError("hostile")
+
+    __eq__ = __repr__ = __str__ = __bool__ = __iter__ = __len__ = __getattr__ = _fail
+    __hash__ = None
+
+
+class HostileList(list):
+    __iter__ = Hostile._fail
+    __len__ = Hostile._fail
+
+
+class HostileError(Exception):
+    brief = property(Hostile._fail)
+    __str__ = __repr__ = Hostile._fail
+
+
+def endless(value):
+    value.append(value)
+    return value
+
+
+def raises(error):
+    raise error
+
+
+class HostileConstructor:
+    def __init__(self):
+        raise KeyboardInterrupt
+
+    @hookimpl
+    def chrootfw_mount(self):
+        return None
+
+
+class SlowConstructor(HostileConstructor):
+    def __init__(self):
+        time.sleep(20)
+
+
+class HostileProperty:
+    @property
+    def chrootfw_mount(self):
+        raise KeyboardInterrupt
+
+
+class Unequal:
+    def __eq__(self, other):
+        raise ValueError("never equal")
+
+    __hash__ = object.__hash__
+
+    @hookimpl
+    def chrootfw_mount(self):
+        return None
+
+
+@attrs.frozen
+class HostileStep(Plain):
+    def arguments(self):
+        raise SystemExit(3)
+
+
+@attrs.frozen
+class UnequalStep(Plain):
+    text: object = attrs.field(factory=Hostile)
+
+    def arguments(self):
+        return {"text": "x"}
+
+
+HOOKS = ("parameters", "mount", "pre_start", "init_script", "enter", "kill_strategy",
+         "unmount_ordering", "event")  # fmt: skip
+ANSWERS = {
+    "a hostile value": lambda: Hostile(),
+    "a list of them": lambda: [Hostile()],
+    "a hostile list": lambda: HostileList([1]),
+    "a list in itself": lambda: endless([]),
+    "an interrupt": lambda: raises(KeyboardInterrupt()),
+    "a cancellation": lambda: raises(asyncio.CancelledError()),
+    "pytest.fail": lambda: pytest.fail("no"),
+    "pytest.exit": lambda: pytest.exit("no"),
+    "a hostile error": lambda: raises(HostileError()),
+    "the end of a generator": lambda: raises(GeneratorExit()),
+    "a group": lambda: raises(BaseExceptionGroup("no", [KeyboardInterrupt()])),
+    "recursion": lambda: (f := lambda: f())(),
+    "hostile fields": lambda: [MountPoint("/x", HostileStep())],
+}
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
+def test_no_answer_breaks_the_suite(hook, answer):
+    found = check(plugin(hook)(lambda self: answer()))
+    if hook != "event":  # nothing is made of its answer
+        assert found
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: HostileConstructor,
+        lambda: HostileProperty,
+        lambda: Hostile(),
+        lambda: SlowConstructor,
+    ],
+    ids=["its constructor", "a property", "all of it", "a constructor that takes long"],
+)
+def test_no_plugin_breaks_the_suite(make):
+    (finding,) = check(make(), seconds=0.5)
+    assert "plugin" in finding
+
+
+def test_two_plugins_need_not_be_comparable():
+    assert isinstance(check(Unequal()), list)
+
+
+@pytest.mark.parametrize("kind", [HostileStep, UnequalStep])
+def test_no_step_breaks_the_suite(kind):
+    (finding, *_) = check(before_start(kind()), apply_steps=True)
+    assert f"the Step {kind.__name__}" in finding
+
+
+def test_an_instance_of_another_kind_is_a_finding():
+    (finding,) = check(before_start(), ["web1"])
+    assert "'web1' is refused" in finding
 
 
 def test_a_silent_plugin_is_asked_about_the_given_instances():
@@ -541,3 +929,69 @@ def test_what_is_asked_about_could_be_shown_by_the_kernel():
     lists = random_cases.process_lists()
     assert {force for _, force, _ in lists} == {True, False}
     assert any(not processes for processes, _, _ in lists)
+
+
+def _signal_all() -> None:
+    os.kill(os.getpid(), 9)
+
+
+def _exec() -> None:
+    os.execv("/bin/true", ["true"])
+
+
+@pytest.mark.parametrize(
+    ("end", "what"),
+    [
+        (lambda: os._exit(3), "os._exit"),
+        (lambda: os.abort(), "os.abort"),
+        (_exec, "os.exec"),
+        (_signal_all, "os.kill"),
+    ],
+)
+@pytest.mark.parametrize("where", ["hook", "class", "undo"])
+def test_a_plugin_that_ends_the_process_is_a_finding(where, end, what):
+    """Without that this process would have ended, and the tests with it."""
+
+    class Ends:
+        def __init__(self):
+            if where == "class":
+                end()
+
+        @hookimpl
+        def chrootfw_kill_strategy(self):
+            if where == "hook":
+                end()
+
+        @hookimpl
+        def chrootfw_pre_start(self):
+            return [EndsInUndo(what)] if where == "undo" else []
+
+    found = check(Ends, apply_steps=where == "undo")
+    assert any(f"ProcessEnd: {what} ends this process" in line for line in found), found
+    if where == "hook":
+        assert any(f"ends this process by {what}; expected it to answer" in line for line in found)
+
+
+@attrs.frozen
+class EndsInUndo(Step):
+    what: str
+
+    def describe(self):
+        return "end the process later"
+
+    def undo(self, record):
+        {"os._exit": lambda: os._exit(3), "os.abort": os.abort, "os.exec": _exec}.get(
+            self.what, _signal_all
+        )()
+
+
+def test_a_fork_in_a_hook_can_end(tmp_path):
+    class Forks:
+        @hookimpl
+        def chrootfw_event(self, event):
+            pid = os.fork()
+            if pid == 0:
+                os._exit(7)
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+
+    assert check(Forks) == []

@@ -23,7 +23,9 @@ ENTRY_POINTS = tomllib.loads((TREE / "pyproject.toml").read_text())["project"]["
 @pytest.fixture
 def kit(pytester, monkeypatch):
     """pytest in a directory of its own, which finds the packages of these tests."""
-    places = {str(Path(module.__file__).parents[1]) for module in (chrootfw, chrootfw_defaults.disk)}
+    places = {
+        str(Path(module.__file__).parents[1]) for module in (chrootfw, chrootfw_defaults.disk)
+    }
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(places))
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     monkeypatch.setenv("COLUMNS", "200")
@@ -37,11 +39,15 @@ def test_a_pytest_that_has_nothing_to_do_with_chrootfw_pays_nothing():
         "import pytest\nbefore = set(sys.modules)\n"
         "import chrootfw.testing.fixtures\nprint(*sorted(set(sys.modules) - before))"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert done.stdout.split() == ["chrootfw", "chrootfw.testing", "chrootfw.testing.fixtures"]
 
 
-@pytest.mark.parametrize("arguments", [PLUGIN, (), (*PLUGIN, *PLUGIN)], ids=["named", "installed", "twice"])
+@pytest.mark.parametrize(
+    "arguments", [PLUGIN, (), (*PLUGIN, *PLUGIN)], ids=["named", "installed", "twice"]
+)
 @pytest.mark.parametrize("installed", [True, False])
 def test_the_fixtures_are_there(kit, arguments, installed):
     """By name, by entry point, and by both."""
@@ -50,7 +56,9 @@ def test_the_fixtures_are_there(kit, arguments, installed):
     if installed:
         information = kit.mkdir("site") / "kit_under_test-1.0.dist-info"
         information.mkdir()
-        (information / "METADATA").write_text("Metadata-Version: 2.1\nName: kit-under-test\nVersion: 1.0\n")
+        (information / "METADATA").write_text(
+            "Metadata-Version: 2.1\nName: kit-under-test\nVersion: 1.0\n"
+        )
         lines = [f"{name} = {value}" for name, value in ENTRY_POINTS["pytest11"].items()]
         (information / "entry_points.txt").write_text("\n".join(["[pytest11]", *lines]) + "\n")
         kit.syspathinsert(kit.path / "site")
@@ -97,13 +105,14 @@ BAD = """
 def test_the_suite_is_a_handful_of_tests_with_telling_names(kit):
     kit.makepyfile(BAD)
     result = kit.runpytest_subprocess(*PLUGIN, "-v")
-    result.assert_outcomes(passed=6, failed=2)
+    result.assert_outcomes(passed=7, failed=2)
     result.stdout.fnmatch_lines(
         [
             "*::TestMine::test_it_can_be_loaded PASSED*",
             "*::TestMine::test_its_answers_have_the_right_types PASSED*",
             "*::TestMine::test_its_wrappers_pass_on_what_they_wrap FAILED*",
             "*::TestMine::test_it_answers_without_waiting PASSED*",
+            "*::TestMine::test_it_changes_nothing PASSED*",
             "*::TestMine::test_it_answers_the_same_twice PASSED*",
             "*::TestMine::test_its_steps_can_be_undone_by_another_process PASSED*",
             "*::TestMine::test_its_unmount_orderings_are_legal FAILED*",
@@ -133,7 +142,7 @@ def test_two_suites_in_one_file(kit):
             plugin = chrootfw_defaults.binds
         """
     )
-    kit.runpytest_subprocess(*PLUGIN).assert_outcomes(passed=16)
+    kit.runpytest_subprocess(*PLUGIN).assert_outcomes(passed=18)
 
 
 #: Run by root, and as somebody else if need be.
@@ -156,7 +165,9 @@ def test_without_root_a_real_chroot_is_skipped_and_says_how_it_would_not_be(kit)
     )
     result = kit.runpytest_subprocess(*PLUGIN, "-rs")
     result.assert_outcomes(skipped=1)
-    result.stdout.fnmatch_lines(["*unshare --map-root-user --pid --fork --mount-proc --net python3 -m pytest*"])
+    result.stdout.fnmatch_lines(
+        ["*unshare --map-root-user --pid --fork --mount-proc --net python3 -m pytest*"]
+    )
 
 
 def test_without_a_busybox_it_says_what_to_install(kit):
@@ -164,12 +175,12 @@ def test_without_a_busybox_it_says_what_to_install(kit):
         f"""
         import os
         import pytest
-        from chrootfw.testing import real
+        from chrootfw.testing import tiny_root
 
         @pytest.fixture(autouse=True)
         def no_busybox(monkeypatch):
             monkeypatch.setattr(os, "geteuid", lambda: 0)
-            monkeypatch.setattr(real, "_busybox", lambda: "")
+            monkeypatch.setattr(tiny_root, "find_busybox", lambda: "")
 
         {REAL.replace(chr(10), chr(10) + "        ")}
         """

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import attrs
@@ -12,7 +13,8 @@ import pytest
 import chrootfw
 import chrootfw_defaults.disk
 from chrootfw import Escalation, Instance, MountPoint, Omit, Parameter, Problem, Step, hookimpl
-from chrootfw.testing import Alive, RecordingRuntime, Sent
+from chrootfw.lifecycle import kill
+from chrootfw.testing import Alive, RecordingRuntime, Sent, fake_kernel, kernel_view
 
 WEB1 = Instance("web1", disk="/srv/web1.img")
 
@@ -39,11 +41,6 @@ class Note(Step):
         self.notes.append(f"undo {self.text}")
         if self.fails == "undo":
             raise OSError(5, "Input/output error")
-
-
-@attrs.frozen
-class Unmakeable(Note):
-    secret: str = attrs.field(default="", init=False)
 
 
 class Notes:
@@ -73,7 +70,7 @@ def test_a_start_and_a_stop_step_by_step(record):
     assert [(step.stage, step.does.split(" (")[0], step.undo) for step in started.steps] == [
         ("mount", "mount /srv/web1.img on /", "unmount /run/chrootfw/web1/root"),
         ("mount", "note source", "undo note"),
-        ("mount", "mount bind note source on /data", "unmount /run/chrootfw/web1/root/data"),
+        ("mount", "mount bind the result of note on /data", "unmount /run/chrootfw/web1/root/data"),
         ("mount", "mount proc on /proc", "unmount /run/chrootfw/web1/root/proc"),
         ("mount", "mount tmpfs on /dev", "unmount /run/chrootfw/web1/root/dev"),
         ("mount", "mount tmpfs on /run", "unmount /run/chrootfw/web1/root/run"),
@@ -116,7 +113,11 @@ def test_each_step_fails_in_turn_and_all_is_taken_back(record):
         # What was attached is unmounted, what was applied is undone, the last first.
         undone = [step.does for step in failed.undo]
         attached = any(step.does.startswith("attach") for step in failed.steps)
-        wanted = [step.undo for step in failed.steps if step.undo and (attached or "unmount" not in step.undo)]
+        wanted = [
+            step.undo
+            for step in failed.steps
+            if step.undo and (attached or "unmount" not in step.undo)
+        ]
         # A step that fails may have done half of it: it is undone as well.
         extra = {"note source": ["undo note"], "note a": ["undo note"]}.get(failed.failed.does, [])
         extra += ["SIGKILL to the own processes"] if failed.failed.stage == "init-start" else []
@@ -146,11 +147,11 @@ def test_a_failure_at_no_step_is_a_mistake(record, place):
 
 
 def test_what_an_undo_leaves_is_told(record):
-    runtime = record(Notes(Note("a"), Unmakeable("b")))
+    runtime = record(Notes(Note("a"), Note("b", "undo")), apply_steps=True)
     runtime.fail_at("run /etc/chrootfw/init")
     failed = runtime.start(WEB1, check=False)
     assert not failed.undone
-    assert failed.left == ("the step note {'text': 'b', 'fails': '', 'secret': ''} of plugin Notes",)
+    assert failed.left == ("the step note {'text': 'b', 'fails': 'undo'} of plugin Notes",)
     assert "could not be undone" in str(failed.error)
     assert "left: the step note" in failed.describe()
 
@@ -199,7 +200,9 @@ def test_what_the_core_refuses_is_raised(record):
         runtime.start(WEB1)
     with pytest.raises(chrootfw.StepError, match="not for an instance's mounts"):
         record().start(Instance("web1", disk="/x", params={"mount_options": ["shared"]}))
-    with pytest.raises(chrootfw.StepError, match="/data does not exist in the root, and the root is read-only"):
+    with pytest.raises(
+        chrootfw.StepError, match="/data does not exist in the root, and the root is read-only"
+    ):
         record(Notes()).start(Instance("web1", disk="/x", params={"read_only": True}))
     with pytest.raises(chrootfw.StepError, match="parameters must be JSON"):
         record(Strange).start(Instance("web1", disk="/x", params={"strange": {"a": {1}}}))
@@ -225,14 +228,20 @@ class Look:
 
 def test_the_given_files_are_over_a_root_that_is_fit(record):
     look = Look(
-        lambda root: (root.stat("/etc/motd").st_size, root.stat("/opt/run").st_mode & 0o777, root.listdir("/opt"))
+        lambda root: (
+            root.stat("/etc/motd").st_size,
+            root.stat("/opt/run").st_mode & 0o777,
+            root.listdir("/opt"),
+        )
     )
     record(look, root={"etc/motd": "hello", "/opt/run": b"#!/bin/sh\n", "opt/x/y": ""}).start(WEB1)
     assert look.seen == (5, 0o755, ["run", "x"])
 
 
 def test_a_file_that_is_not_there(record):
-    with pytest.raises(chrootfw.PreStartError, match="init script /etc/chrootfw/init does not exist"):
+    with pytest.raises(
+        chrootfw.PreStartError, match="init script /etc/chrootfw/init does not exist"
+    ):
         record(root={"etc/chrootfw/init": None}).start(WEB1)
 
 
@@ -240,18 +249,43 @@ def test_a_directory_is_only_read(record, tmp_path):
     (tmp_path / "given/etc").mkdir(parents=True)
     (tmp_path / "given/etc/motd").write_text("hello")
     (tmp_path / "given").chmod(0o755)
-    before = sorted(tmp_path.rglob("*"))
+    before = sorted((tmp_path / "given").rglob("*"))
     look = Look(lambda root: root.listdir("/"))
-    recorded = record(look, root=tmp_path / "given").start(Instance("web1", disk="/x", init_script=None), check=False)
+    recorded = record(look, root=tmp_path / "given").start(
+        Instance("web1", disk="/x", init_script=None), check=False
+    )
     assert look.seen == ["etc"]
     assert "made the mount point /proc in the root: it was missing" in recorded.warnings
-    assert sorted(tmp_path.rglob("*")) == before
+    assert sorted((tmp_path / "given").rglob("*")) == before
 
 
 def test_what_the_user_owns_belongs_to_root_inside(record):
-    look = Look(lambda root: (root.stat("/").st_uid, root.stat("/etc").st_gid, root.stat("/bin/sh").st_size > 0))
+    look = Look(
+        lambda root: (
+            root.stat("/").st_uid,
+            root.stat("/etc").st_gid,
+            root.stat("/bin/sh").st_size > 0,
+        )
+    )
     record(look).start(WEB1)
     assert look.seen == (0, 0, True)
+
+
+def test_all_else_of_a_status_is_the_files_own(record, tmp_path):
+    def differences(root):
+        shown, own = root.stat("/etc/motd"), os.stat(tmp_path / "etc/motd")
+        names = [
+            name for name in dir(own) if name.startswith("st_") and name not in ("st_uid", "st_gid")
+        ]
+        return (shown.st_uid, shown.st_gid), [
+            name for name in names if getattr(shown, name) != getattr(own, name)
+        ]
+
+    (tmp_path / "etc").mkdir(mode=0o755)
+    (tmp_path / "etc/motd").write_text("hello")
+    look = Look(differences)
+    record(look, root=tmp_path).start(Instance("web1", disk="/x", init_script=None), check=False)
+    assert look.seen == ((0, 0), [])
 
 
 def test_a_mount_point_that_was_missing_is_there_for_pre_start(record):
@@ -269,7 +303,11 @@ class Gently:
         return (
             None
             if force
-            else [Escalation(signal.SIGINT, 30), Escalation(signal.SIGTERM, 5), Escalation(signal.SIGKILL, 2)]
+            else [
+                Escalation(signal.SIGINT, 30),
+                Escalation(signal.SIGTERM, 5),
+                Escalation(signal.SIGKILL, 2),
+            ]
         )
 
 
@@ -281,9 +319,13 @@ class Gently:
         ([Alive(7, takes=33)], {}, ["INT 7", "TERM 7"], 33),
         ([Alive(7, takes=40)], {}, ["INT 7", "TERM 7", "KILL 7"], 35),
         ([Alive(7, ignores=[signal.SIGINT]), Alive(8)], {}, ["INT 7", "INT 8", "TERM 7"], 30),
-        ([Alive(7, ignores=[signal.SIGINT, signal.SIGTERM])], {}, ["INT 7", "TERM 7", "KILL 7"], 35),
+        (
+            [Alive(7, ignores=[signal.SIGINT, signal.SIGTERM])],
+            {},
+            ["INT 7", "TERM 7", "KILL 7"],
+            35,
+        ),
         ([Alive(7)], {"force": True}, ["KILL 7"], 0),
-        ([Alive(7), Alive(9, why="cwd")], {}, ["INT 7"], 0),
         ([], {}, [], 0),
     ],
 )
@@ -291,14 +333,19 @@ def test_signals_are_sent_to_who_is_left(record, processes, how, signals, second
     runtime = record(Gently(), processes=processes)
     runtime.start(WEB1)
     stopped = runtime.stop("web1", **how)
-    assert [f"{signal.Signals(sent.signal).name[3:]} {sent.pid}" for sent in stopped.signals] == signals
+    assert [
+        f"{signal.Signals(sent.signal).name[3:]} {sent.pid}" for sent in stopped.signals
+    ] == signals
     assert stopped.seconds == seconds
 
 
 def test_holders_are_signalled_when_that_is_asked_for(record):
     runtime = record(processes=[Alive(7), Alive(9, why="cwd", takes=1)])
     runtime.start(WEB1)
-    assert runtime.stop("web1", kill_holders=True).signals == (Sent(signal.SIGTERM, 7), Sent(signal.SIGTERM, 9))
+    assert runtime.stop("web1", kill_holders=True).signals == (
+        Sent(signal.SIGTERM, 7),
+        Sent(signal.SIGTERM, 9),
+    )
 
 
 def test_what_no_signal_ends(record):
@@ -315,13 +362,68 @@ def test_a_busy_mount(record):
     runtime = record(processes=[Alive(7), Alive(9, "shell", why="cwd")])
     runtime.start(WEB1)
     runtime.fail_at("unmount /run/chrootfw/web1/root/proc")
-    with pytest.raises(chrootfw.HeldError, match="root/proc is busy") as caught:
+    with pytest.raises(chrootfw.HeldError, match="root/proc, .*web1/root is busy") as caught:
         runtime.stop("web1")
     assert [holder.pid for holder in caught.value.holders] == [9]
-    assert [step.does for step in runtime.stop("web1").steps][-2:] == [
+    with pytest.raises(chrootfw.HeldError, match="held: /run/chrootfw/web1/root is busy"):
+        runtime.stop("web1")
+    assert runtime.state("web1") == "held"
+    runtime.end_process(9)
+    assert [step.does for step in runtime.cleanup("web1").steps] == [
         "unmount /run/chrootfw/web1/root",
         "remove /run/chrootfw/web1",
     ]
+    assert runtime.state("web1") == "absent"
+
+
+def test_nothing_of_the_recordings_own_directory_is_shown(record, tmp_path):
+    runtime = record(Notes(Note("a")), processes=[Alive(7), Alive(9, "shell", why="cwd")])
+    shown = [runtime.start(WEB1), runtime.stop("web1", check=False)]
+    for each in shown:
+        assert str(tmp_path) not in f"{each.describe()} {each.error} {each.warnings}"
+        assert not any(str(tmp_path) in event.does + event.error for event in each.events)
+    assert isinstance(shown[1].error, chrootfw.HeldError)
+
+
+def test_a_reboot_keeps_the_root_and_ends_the_processes(record):
+    runtime = record(Notes(Note("a")), processes=[Alive(7, takes=2)])
+    runtime.start(WEB1)
+    rebooted = runtime.reboot("web1")
+    assert list(dict.fromkeys(step.stage for step in rebooted.steps))[:2] == ["init-stop", "kill"]
+    assert "unmount /run/chrootfw/web1/root" not in [step.does for step in rebooted.steps]
+    assert rebooted.signals == (Sent(signal.SIGTERM, 7),)
+    assert rebooted.seconds == 2
+    assert rebooted.steps[-1].stage == "init-start"
+    assert runtime.state("web1") == "running"
+    with pytest.raises(chrootfw.TransitionError, match="running"):
+        runtime.cleanup("web1")
+
+
+def test_a_call_that_the_fake_kernel_does_not_have_is_refused(record, monkeypatch):
+    """It would reach the machine."""
+    monkeypatch.delitem(fake_kernel._FAKES, "umount.unmount")
+    runtime = record()
+    runtime.start(WEB1)
+    with pytest.raises(AssertionError, match=r"umount\.unmount"):
+        runtime.stop("web1")
+
+
+def test_another_runtime_beside_a_recording_sees_the_real_kernel(record):
+    """In the hooks of a recording, and in other threads."""
+    seen = []
+
+    class Looks:
+        @hookimpl
+        def chrootfw_pre_start(self):
+            with kernel_view.show(None):
+                seen.append(kill.procfs.self_and_ancestors())
+            thread = threading.Thread(target=lambda: seen.append(kill.procfs.self_and_ancestors()))
+            thread.start()
+            thread.join()
+
+    record(Looks()).start(WEB1)
+    assert [os.getpid() in pids for pids in seen] == [True, True]
+    assert os.getpid() in kill.procfs.self_and_ancestors()
 
 
 def test_a_stop_script_that_fails_stops_nothing(record):
@@ -336,7 +438,10 @@ def test_a_stop_script_that_fails_stops_nothing(record):
 def test_processes_end_and_mounts_stay(record):
     runtime = record()
     runtime.start(WEB1)
-    assert {step.stage for step in runtime.stop("web1", keep_mounted=True).steps} == {"init-stop", "kill"}
+    assert {step.stage for step in runtime.stop("web1", keep_mounted=True).steps} == {
+        "init-stop",
+        "kill",
+    }
     assert {step.stage for step in runtime.stop("web1").steps} == {"unmount"}
 
 
@@ -361,7 +466,11 @@ def test_observers_and_wrappers_are_there(record):
     observer = Observer()
     runtime = record(observer)
     started = runtime.start(WEB1)
-    assert [seen for seen in observer.seen if isinstance(seen, str)] == ["mount", "pre-start", "init-start"]
+    assert [seen for seen in observer.seen if isinstance(seen, str)] == [
+        "mount",
+        "pre-start",
+        "init-start",
+    ]
     assert tuple(seen for seen in observer.seen if not isinstance(seen, str)) == started.events
 
 
@@ -383,6 +492,31 @@ def test_its_directory_goes_with_it():
     assert directory.is_dir()
     del runtime
     assert not directory.exists()
+
+
+@pytest.mark.parametrize(
+    ("verb", "fails"),
+    [
+        ("start", None),
+        ("start", 1),
+        ("start", "check the root"),
+        ("start", "run /etc/chrootfw/init start"),
+        ("stop", None),
+        ("stop", "unmount"),
+    ],
+)
+def test_its_directory_goes_with_it_though_a_record_was_kept(verb, fails):
+    def use():
+        runtime = RecordingRuntime()
+        if verb == "stop":
+            runtime.start(WEB1)
+        if fails:
+            runtime.fail_at(fails)
+        kept = getattr(runtime, verb)(WEB1, check=False)
+        assert (kept.error is None) == (fails is None)
+        return Path(runtime._directory)
+
+    assert not use().exists()
 
 
 #: Everything is imported, perhaps from a directory that is root's alone, and then done once more as nobody.
@@ -410,10 +544,16 @@ print(os.geteuid())
 
 
 def test_it_needs_no_root():
-    places = {str(Path(module.__file__).parents[1]) for module in (chrootfw, chrootfw_defaults.disk)}
+    places = {
+        str(Path(module.__file__).parents[1]) for module in (chrootfw, chrootfw_defaults.disk)
+    }
+    env = {
+        name: value for name, value in os.environ.items() if name != "TMPDIR"
+    }  # which may be root's alone
+    env["PYTHONPATH"] = os.pathsep.join(places)
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", ORDINARY],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(places)}, capture_output=True, text=True, cwd="/",
+        env=env, capture_output=True, text=True, cwd="/",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     *lines, user = done.stdout.split("\n")[:-1]

@@ -51,7 +51,9 @@ def test_info_adds_what_was_looked_for():
         namespace="mnt:[4026532]", plugins=("disk",), notes=["a layer is left"],
     )  # fmt: skip
     shown = json.loads(json.dumps(info.to_dict()))
-    assert shown["holders"] == [{"pid": 12, "command": "nginx", "user": "www-data", "why": "cwd", "what": "/srv"}]
+    assert shown["holders"] == [
+        {"pid": 12, "command": "nginx", "user": "www-data", "why": "cwd", "what": "/srv"}
+    ]
     assert shown["mounts"] == [mount]
     assert (shown["definition_changed"], shown["plugins"]) == (False, ["disk"])
     assert (shown["namespace"], shown["notes"]) == ("mnt:[4026532]", ["a layer is left"])
@@ -63,7 +65,8 @@ def test_looked_for_and_nobody_found_is_an_empty_list():
 
 @pytest.mark.parametrize(
     ("why", "own"),
-    [("cgroup", True), ("root", True)] + [(why, False) for why in ("cwd", "fd", "map", "socket", "loop", "namespace")],
+    [("cgroup", True), ("root", True)]
+    + [(why, False) for why in ("cwd", "fd", "map", "socket", "loop", "namespace")],
 )
 def test_who_is_own(why, own):
     assert Process(12, "nginx", "root", why).own is own
@@ -72,7 +75,10 @@ def test_who_is_own(why, own):
 def test_process_describes_itself():
     assert NGINX.describe() == "pid 12 (nginx, www-data): cwd /srv"
     assert Process(12, "nginx", "root", "cgroup").describe() == "pid 12 (nginx, root): cgroup"
-    assert Process(0, "/dev/loop3", "", "loop", "/srv/x.img").describe() == "/dev/loop3: loop /srv/x.img"
+    assert (
+        Process(0, "/dev/loop3", "", "loop", "/srv/x.img").describe()
+        == "/dev/loop3: loop /srv/x.img"
+    )
 
 
 def test_node_and_check_json():
@@ -87,7 +93,10 @@ def test_node_and_check_json():
     ("one", "other"),
     [
         (NGINX, Process(12, "nginx", "www-data", "cwd", "/srv")),
-        (InstanceInfo("a", InstanceState.HELD, "/r", cpu_seconds=1), InstanceInfo("a", "held", "/r", cpu_seconds=1.0)),
+        (
+            InstanceInfo("a", InstanceState.HELD, "/r", cpu_seconds=1),
+            InstanceInfo("a", "held", "/r", cpu_seconds=1.0),
+        ),
         (
             InstanceInfo("a", InstanceState.HELD, "/r", mounts=[{"target": "/", "source": "x"}]),
             InstanceInfo("a", InstanceState.HELD, "/r", mounts=[{"source": "x", "target": "/"}]),
@@ -95,9 +104,21 @@ def test_node_and_check_json():
         (node(), node()),
     ],
 )
-def test_equal_values_hash_alike(one, other):
+def test_values_of_equal_fields_are_equal(one, other):
     assert one == other
-    assert hash(one) == hash(other)
+
+
+def test_what_can_change_has_no_hash():
+    assert hash(NGINX) == hash(Process(12, "nginx", "www-data", "cwd", "/srv"))
+    with pytest.raises(AttributeError, match=r"Process\.pid"):
+        NGINX.pid = 1
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(node())
+
+
+def test_a_word_that_is_no_state_is_refused():
+    with pytest.raises(ValueError, match="bogus"):
+        InstanceState("bogus")
 
 
 def test_different_values_differ():

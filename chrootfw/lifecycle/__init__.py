@@ -1,0 +1,1 @@
+"""The verbs that change an instance, and the stages of which they consist."""

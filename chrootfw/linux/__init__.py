@@ -1,0 +1,1 @@
+"""System calls and kernel files. No other package calls the kernel directly."""

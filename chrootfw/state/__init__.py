@@ -1,0 +1,1 @@
+"""What there is: start records, and the state of instances as the kernel has it."""
