@@ -5,7 +5,6 @@ from __future__ import annotations
 import builtins
 import contextlib
 import errno
-import gc
 import os
 import random
 import resource
@@ -21,6 +20,7 @@ import kernelview
 import psutil
 import pytest
 import roots
+from open_descriptors import open_descriptors
 
 import chrootfw
 from chrootfw.linux import child, native, syscalls
@@ -75,15 +75,6 @@ def counting(fails: int = -1) -> Iterator[Counter]:
         yield counter
 
 
-def descriptors() -> dict[int, str]:
-    gc.collect()
-    found = {}
-    for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):
-            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
-    return found
-
-
 @pytest.fixture
 def busy(image: Callable[..., Path], make_chroot: Callable[..., driving.Chroot]) -> driving.Chroot:
     return make_chroot(disk=image(init=roots.script()), grace=0.05)
@@ -105,7 +96,7 @@ def check_left(before: dict[int, str], where: str) -> None:
         f"{where}: children that were left end",
     )
     stay = loggers()
-    after = descriptors()
+    after = open_descriptors()
     new = {fd: name for fd, name in after.items() if fd not in (*before, *stay.values())}
     assert new == {}, where
     assert not {each.pid for each in psutil.Process().children()} - set(stay), where
@@ -155,7 +146,7 @@ def test_each_call_that_makes_a_descriptor_fails(
         points = sorted(random.Random(verb).sample(points, min(SAMPLE, len(points))))
     for point in points:
         prepare()
-        before = descriptors()
+        before = open_descriptors()
         where = f"{verb}, descriptor {point} of {reference.count}"
         with counting(point) as counter:
             try:
@@ -203,7 +194,7 @@ def test_a_limit_of_64_is_enough_for_any_number_of_processes(
     trap = "trap '' TERM; " if ends == "on KILL" else ""
     start = f'i=0; while [ $i -lt {MANY} ]; do /bin/sh -c "{trap}while :; do sleep 600; done" & i=$((i+1)); done'
     web1 = make_chroot(init=roots.script(start=start, stop=""), grace=1)
-    before = descriptors()
+    before = open_descriptors()
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         set_limit(64)
@@ -222,7 +213,7 @@ def test_room_for_only_a_few(busy: driving.Chroot, runtime: chrootfw.Runtime) ->
     sufficient = {}
     for room in range(24):
         for verb in ("start", "info", "run", "stop"):
-            before = descriptors()
+            before = open_descriptors()
             limit = open_at_most(room)
             try:
                 verbs(runtime)[verb]()
@@ -259,7 +250,7 @@ def test_an_exception_of_a_signal_handler_at_any_moment(
     do()
     usual = time.monotonic() - began
     chosen = random.Random(verb)
-    before = descriptors()
+    before = open_descriptors()
     kept = signal.signal(signal.SIGALRM, handler)
     interrupted = 0
     rounds = 3000 if whole else 150

@@ -12,6 +12,7 @@ import subprocess
 import pytest
 from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
+from open_descriptors import none_left_open
 from private_namespace import bind, in_private_namespace, move, needs_root, tmpfs
 
 from chrootfw.linux import mountinfo, statmount, syscalls, umount
@@ -458,14 +459,13 @@ def test_a_path_through_a_symlink_is_not_taken(base):
 
 def test_unmounting_keeps_no_file_open(base):
     def test(ground):
-        before = os.listdir("/proc/thread-self/fd")
-        os.mkdir(ground.root + b"/a")
-        tmpfs(ground.root + b"/a")
-        first = entry_of(ground.root + b"/a")
-        tmpfs(ground.root + b"/a")
-        unmount(ground.root, first)
-        tear_down(ground.root)
-        assert os.listdir("/proc/thread-self/fd") == before
+        with none_left_open():
+            os.mkdir(ground.root + b"/a")
+            tmpfs(ground.root + b"/a")
+            first = entry_of(ground.root + b"/a")
+            tmpfs(ground.root + b"/a")
+            unmount(ground.root, first)
+            tear_down(ground.root)
 
     on_ground(base, test)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import random
 import signal
@@ -17,6 +16,7 @@ from typing import Any
 import driving
 import kernelview
 import pytest
+from open_descriptors import none_left_open
 
 import chrootfw
 from chrootfw.cancellation import Cancellation
@@ -81,16 +81,14 @@ def test_a_request_ends_a_command_that_runs_inside(
         except chrootfw.Interrupted as error:
             caught.append(error)
 
-    gc.collect()  # what earlier tests left to it
-    before = set(os.listdir("/proc/self/fd"))
-    thread = threading.Thread(target=build)
-    thread.start()
-    kernelview.wait_until((web1.root / "run/waits").exists, "the command runs")
-    runtime.cancellation.request(signal.SIGTERM)
-    thread.join(60)
-    assert [error.signum for error in caught] == [signal.SIGTERM]
-    assert web1.is_gone()
-    assert set(os.listdir("/proc/self/fd")) <= before
+    with none_left_open():
+        thread = threading.Thread(target=build)
+        thread.start()
+        kernelview.wait_until((web1.root / "run/waits").exists, "the command runs")
+        runtime.cancellation.request(signal.SIGTERM)
+        thread.join(60)
+        assert [error.signum for error in caught] == [signal.SIGTERM]
+        assert web1.is_gone()
     with pytest.raises(chrootfw.Interrupted):
         runtime.run("web1", ["/bin/true"])
 

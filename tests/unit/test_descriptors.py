@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 
 import pytest
+from open_descriptors import none_left_open, open_descriptors
 
 from chrootfw.linux.descriptors import Descriptors
 
 
-def number_of_open() -> int:
-    gc.collect()  # what earlier tests have left to it
-    return len(os.listdir("/proc/self/fd"))
-
-
 def test_all_are_closed_at_the_end() -> None:
-    before = number_of_open()
-    with Descriptors() as opened:
+    with none_left_open(), Descriptors() as opened:
         reads, writes = opened.pipe()
-        opened.open("/dev/null", os.O_RDONLY)
-        assert number_of_open() == before + 3
+        null = opened.open("/dev/null", os.O_RDONLY)
+        assert {reads, writes, null} <= open_descriptors().keys()
         assert not os.get_inheritable(reads)
         os.write(writes, b"x")
         assert os.read(reads, 9) == b"x"
-    assert number_of_open() == before
 
 
 def test_one_is_closed_once() -> None:
@@ -41,22 +34,20 @@ def test_one_is_closed_once() -> None:
 
 
 def test_the_closing_of_one_that_fails_keeps_no_other_open() -> None:
-    before = number_of_open()
-    opened = Descriptors()
-    for _ in range(3):
-        opened.open("/dev/null", os.O_RDONLY)
-    os.close(opened.open("/dev/null", os.O_RDONLY))
-    with pytest.raises(OSError, match="Bad file"):
-        opened.close_all()
-    assert number_of_open() == before
+    with none_left_open():
+        opened = Descriptors()
+        for _ in range(3):
+            opened.open("/dev/null", os.O_RDONLY)
+        os.close(opened.open("/dev/null", os.O_RDONLY))
+        with pytest.raises(OSError, match="Bad file"):
+            opened.close_all()
 
 
 def test_they_end_with_their_object() -> None:
-    before = number_of_open()
-    opened = Descriptors()
-    opened.pipe()
-    del opened
-    assert number_of_open() == before
+    with none_left_open():
+        opened = Descriptors()
+        opened.pipe()
+        del opened
 
 
 @pytest.mark.filterwarnings(
@@ -69,21 +60,20 @@ def test_a_handler_that_raises_leaves_none_open() -> None:
     def handler(_signum: int, _frame: object) -> None:
         raise Stop
 
-    before = number_of_open()
     kept = signal.signal(signal.SIGALRM, handler)
     interrupted = 0
-    try:
-        for number in range(2000):
-            try:
-                signal.setitimer(signal.ITIMER_REAL, 0.000005 + number % 200 * 0.000001)
-                with Descriptors() as opened:
-                    for _ in range(4):
-                        opened.pipe()
-                        opened.close(opened.open("/proc/self/mountinfo", os.O_RDONLY))
-                signal.setitimer(signal.ITIMER_REAL, 0)
-            except Stop:
-                interrupted += 1
-    finally:
-        signal.signal(signal.SIGALRM, kept)
+    with none_left_open():
+        try:
+            for number in range(2000):
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, 0.000005 + number % 200 * 0.000001)
+                    with Descriptors() as opened:
+                        for _ in range(4):
+                            opened.pipe()
+                            opened.close(opened.open("/proc/self/mountinfo", os.O_RDONLY))
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+                except Stop:
+                    interrupted += 1
+        finally:
+            signal.signal(signal.SIGALRM, kept)
     assert interrupted > 100
-    assert number_of_open() == before

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import ways
+from open_descriptors import none_left_open
 
 from chrootfw.errors import StepError
 from chrootfw.lifecycle import init_script
@@ -27,18 +28,16 @@ from chrootfw.linux.call_batch import CallBatch
 
 @pytest.fixture(autouse=True)
 def _nothing_stays() -> Iterator[None]:
-    gc.collect()  # what earlier tests have left to it
-    before = set(os.listdir("/proc/self/fd"))
-    yield
-    deadline = time.monotonic() + 10
-    gc.collect()
-    subprocess._cleanup()  # type: ignore[attr-defined]  # what it reaps when it starts the next process
-    children.reap()
-    while children._left:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    with none_left_open():
+        yield
+        deadline = time.monotonic() + 10
+        gc.collect()
+        subprocess._cleanup()  # type: ignore[attr-defined]  # what it reaps when it starts the next process
         children.reap()
-    assert set(os.listdir("/proc/self/fd")) - before == set()
+        while children._left:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+            children.reap()
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
 
