@@ -54,7 +54,7 @@ class Child:
 
     Attributes:
         pid: The process ID.
-        calls: The batch that the child carries out.
+        calls: The batch that the child carries out; `None` once it has executed its program.
         has_ended: Whether the exit was seen.
         is_abandoned: Whether it runs on without this object.
         status: The exit status, negative for a signal. `None` before the exit, and if the embedding
@@ -78,7 +78,7 @@ class Child:
         self.pid = 0
         self.has_ended = False
         self.status: int | None = None
-        self.calls = calls  # the child reads it: do not free it
+        self.calls = calls  # the child reads it: do not free it before its execve
         self._pidfd = array("i", (-1,))  # clone3 writes here, so no exception can come between
 
     @classmethod
@@ -190,6 +190,10 @@ class Child:
             leave(heir)
         else:
             self.close()
+
+    def forget_batch(self) -> None:
+        """Free the batch, with its memory: the child has executed its program."""
+        self.calls = None
 
     def leave(self) -> None:
         """Mark the child as abandoned: it does not end with this object."""

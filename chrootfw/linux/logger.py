@@ -195,6 +195,7 @@ def start(
             if code or process.wait_for_end(0):
                 raise OSError(code or errno.ECHILD, f"{call.decode()}: {os.strerror(code)}")
             found = Logger(process.pid, procfs.start_time(process.pid))
+            process.forget_batch()
             child.leave(process)
         except BaseException:
             process.end()

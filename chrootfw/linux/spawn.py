@@ -325,6 +325,7 @@ def _check_begun(
         )
     what, code = calls.stopped_at() or (b"", 0)
     if what == b"execve" and not code:
+        started.forget_batch()
         return
     started.end()
     if not what:  # every execve has failed

@@ -88,7 +88,7 @@ def check_left(before: dict[int, str], where: str) -> None:
         return {
             each.pid: each.pidfd
             for each, comm in names.items()
-            if comm.exists() and comm.read_text().strip() in (COMMAND, "python3", "python")
+            if comm.exists() and comm.read_text().strip() == COMMAND
         }
 
     kernelview.wait_until(
