@@ -544,10 +544,13 @@ class Dispatcher:
         """
         found = reversed(getattr(self.registry.manager.hook, hook).get_hookimpls())
         return [
-            (i.plugin_name, partial(_called, i, arguments))
+            (i.plugin_name, partial(_called, i, arguments, self._gets_copies(i.plugin_name)))
             for i in found
             if i.wrapper == wrappers and i.plugin_name not in self.calls.timed_out
         ]
+
+    def _gets_copies(self, plugin: str) -> bool:
+        return not self.registry.record(plugin).is_first_party
 
     def _call(
         self,
@@ -657,15 +660,19 @@ def _expected(hook: str) -> str:
     return EXPECTED_ANSWERS.get(hook, _EXPECTED_OF_CHECK)
 
 
-def _called(implementation: pluggy.HookImpl, arguments: Mapping[str, Any]) -> Any:
+def _called(
+    implementation: pluggy.HookImpl, arguments: Mapping[str, Any], gets_copies: bool
+) -> Any:
     """Call an implementation as pluggy does: arguments with a default by keyword.
 
-    It gets copies of what it could change, for itself alone.
+    A plugin of others gets copies of what it could change, for itself alone.
     """
 
     def given(name: str) -> Any:
         value = arguments[name]
-        return copy.deepcopy(value) if isinstance(value, Instance | Command) else value
+        if gets_copies and isinstance(value, Instance | Command):
+            return copy.deepcopy(value)
+        return value
 
     named = {name: given(name) for name in implementation.kwargnames if name in arguments}
     return implementation.function(*(given(name) for name in implementation.argnames), **named)

@@ -139,10 +139,10 @@ def _warn_of_left_out(job: Job, points: Points) -> None:
 
 def _warn_of_exchange(job: Job, disk: block_devices.Disk) -> None:
     """Warn of a disk whose file can be exchanged by other users, or from inside an instance."""
-    if why := block_devices.exposed(disk.path, seconds=job.disk_timeout):
+    way = block_devices.way_to(disk.path, seconds=job.disk_timeout)
+    if why := block_devices.exposed(way):
         job.warn("mount", f"the disk {disk.path} can be exchanged by others than root: {why}")
-    above = block_devices.directories_above(disk.path, seconds=job.disk_timeout)
-    for other in _instances_on(job, above):
+    for other in _instances_on(job, block_devices.directories_above(way)):
         job.warn(
             "mount",
             f"the disk {disk.path} lies in the root of instance {other}, whose processes can "

@@ -14,6 +14,10 @@ from chrootfw.linux import deadlines, loop, mountinfo, syscalls
 from chrootfw.linux.root import Root
 from chrootfw.planning.paths import is_within
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 #: Seconds that a device may need to become free after an unmount. A mount namespace that is being
 #: created elsewhere pins the device for some milliseconds.
 SETTLE = 1.0
@@ -171,68 +175,70 @@ def _disk(path: str, fd: int) -> Disk:
     )
 
 
-def exposed(path: str, *, seconds: float) -> str:
+def way_to(path: str, *, seconds: float) -> dict[str, os.stat_result]:
+    """Look up a disk.
+
+    Args:
+        path: The disk's path.
+        seconds: Seconds for each directory to answer.
+
+    Returns:
+        The status of each directory and link on the way, and of the disk, as `Root.on_the_way`;
+        empty if the path is gone.
+
+    Raises:
+        DiskError: The path does not answer in time.
+    """
+    try:
+        return Root("/", seconds=seconds).on_the_way(path)
+    except deadlines.DeadlineExceeded as error:
+        raise silent(path, error) from error
+    except OSError:
+        # the path was just found, so it is being replaced; the mount detects that by its descriptor
+        return {}
+
+
+def exposed(way: Mapping[str, os.stat_result]) -> str:
     """Find a directory on the way to a disk in which other users could replace the disk.
 
     In a sticky directory, only root can replace files of root.
 
     Args:
-        path: The disk's path.
-        seconds: Seconds for each directory to answer.
+        way: The way, by `way_to`.
 
     Returns:
-        The reason, as a clause; empty if only root can replace the disk, or if the path is gone.
-
-    Raises:
-        DiskError: The path does not answer in time.
+        The reason, as a clause; empty if only root can replace the disk.
     """
     roots = (0, os.geteuid())
-    try:
-        found = Root("/", seconds=seconds).on_the_way(path)
-        end = next(reversed(found))
-        for place, status in found.items():
-            if not stat.S_ISDIR(status.st_mode) or place == end:
-                continue
-            if status.st_uid not in roots:
-                return f"the directory {place} belongs to user {status.st_uid}"
-            inside = [
-                other.st_uid
-                for name, other in found.items()
-                if name != "/" and os.path.dirname(name) == place
-            ]
-            kept = status.st_mode & stat.S_ISVTX and all(user in roots for user in inside)
-            if status.st_mode & 0o022 and not kept:
-                return (
-                    f"the directory {place} can be written by others (mode "
-                    f"{stat.S_IMODE(status.st_mode):04o})"
-                )
-    except deadlines.DeadlineExceeded as error:
-        raise silent(path, error) from error
-    except OSError:
-        # the path was just found, so it is being replaced; the mount detects that by its descriptor
-        pass
+    for place, status in list(way.items())[:-1]:
+        if not stat.S_ISDIR(status.st_mode):
+            continue
+        if status.st_uid not in roots:
+            return f"the directory {place} belongs to user {status.st_uid}"
+        inside = [
+            other.st_uid
+            for name, other in way.items()
+            if name != "/" and os.path.dirname(name) == place
+        ]
+        kept = status.st_mode & stat.S_ISVTX and all(user in roots for user in inside)
+        if status.st_mode & 0o022 and not kept:
+            return (
+                f"the directory {place} can be written by others (mode "
+                f"{stat.S_IMODE(status.st_mode):04o})"
+            )
     return ""
 
 
-def directories_above(path: str, *, seconds: float) -> set[tuple[int, int]]:
-    """List the directories that the look-up of a disk's path passes, the disk itself excepted.
+def directories_above(way: Mapping[str, os.stat_result]) -> set[tuple[int, int]]:
+    """List the directories on the way to a disk, the disk itself excepted.
 
     Args:
-        path: The disk's path.
-        seconds: Seconds for each directory to answer.
+        way: The way, by `way_to`.
 
     Returns:
         The device and inode of each, as in `os.stat`.
-
-    Raises:
-        DiskError: The path does not answer in time.
     """
-    try:
-        *passed, _disk_itself = Root("/", seconds=seconds).on_the_way(path).values()
-    except deadlines.DeadlineExceeded as error:
-        raise silent(path, error) from error
-    except OSError:  # the path is being replaced; `exposed` warns of who can do that
-        return set()
+    passed = list(way.values())[:-1]
     return {(each.st_dev, each.st_ino) for each in passed if stat.S_ISDIR(each.st_mode)}
 
 

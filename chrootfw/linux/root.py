@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import posixpath
 import stat as modes
 import struct
 import sys
@@ -32,6 +33,10 @@ _OPEN = b"open"
 #: Bytes that are read at once; number of such reads for a list of names.
 _ONCE, _LISTS = 1 << 16, 64
 _PATH_MAX = 4096
+#: Most parts of a path that one child looks up.
+_AT_ONCE = 32
+#: Why there is nothing at a path.
+_NOTHING = (errno.EINVAL, errno.ENOENT, errno.ENOTDIR)
 #: Types of proc and sysfs (statfs(2)), whose files are the host's in every root.
 _OF_THE_KERNEL = (0x9FA0, 0x62656572)
 #: Fields of struct statx: blksize, nlink, uid, gid, mode, ino, size, blocks, atime, ctime, mtime,
@@ -103,6 +108,19 @@ class Root:
             The batch, the child's descriptor of the file, and its next free descriptor.
         """
         _check_nul(path)
+        calls, top, kept = self._make_batch(keep)
+        found = deadlines.lowest_free(kept)
+        flags |= os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
+        how_to_open = syscalls.OpenHow(flags, mode, syscalls.RESOLVE_IN_ROOT)
+        calls.add("openat2", top, os.fsencode(path), how_to_open, 24, what=LOOK_UP)
+        return calls, found, deadlines.lowest_free([*kept, found])
+
+    def _make_batch(self, keep: Sequence[int]) -> tuple[CallBatch, int, list[int]]:
+        """Make a batch that begins with opening the root.
+
+        Returns:
+            The batch, the child's descriptor of the root, and the descriptors that are in use.
+        """
         kept = [*keep, *([self.fd] if self.fd >= 0 else [])]
         calls = deadlines.make_closing_batch(kept)
         top = self.fd
@@ -111,11 +129,7 @@ class Root:
             kept.append(top)
             how = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
             calls.add("openat", syscalls.AT_FDCWD, os.fsencode(self.path), how, 0)
-        found = deadlines.lowest_free(kept)
-        flags |= os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
-        how_to_open = syscalls.OpenHow(flags, mode, syscalls.RESOLVE_IN_ROOT)
-        calls.add("openat2", top, os.fsencode(path), how_to_open, 24, what=LOOK_UP)
-        return calls, found, deadlines.lowest_free([*kept, found])
+        return calls, top, kept
 
     def carry_out(self, path: str, calls: CallBatch, *, attempts: int = RACES) -> None:
         """Carry out a batch made by `look_up` in a child.
@@ -283,8 +297,11 @@ class Root:
 
     def _walk(self, path: str) -> tuple[str, dict[str, os.stat_result]]:
         _check_nul(path)
-        found = {"/": self.stat("/")}
         pending = [part for part in path.split("/") if part][::-1]
+        known = self._read_entries(_ahead("/", pending))
+        if known["/"] is None:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), "/")
+        found = {"/": known["/"][0]}
         done: list[str] = []
         links = 0
         while pending:
@@ -295,13 +312,13 @@ class Root:
                 del done[-1:]
                 continue
             here = "/" + "/".join([*done, part])
-            try:
-                status, text = self._read_entry(here)
-            except OSError as error:
-                if error.errno not in (errno.EINVAL, errno.ENOENT, errno.ENOTDIR):
-                    raise
+            if here not in known:
+                known = self._read_entries(_ahead(here, pending))
+            entry = known[here]
+            if entry is None:
                 done.append(part)
                 continue
+            status, text = entry
             found[here] = status
             if text is None:
                 done.append(part)
@@ -314,17 +331,39 @@ class Root:
             pending.extend([piece for piece in text.split("/") if piece][::-1])
         return "/" + "/".join(done), found
 
-    def _read_entry(self, path: str) -> tuple[os.stat_result, str | None]:
-        """Return the status of the file at a path itself, and the text if it is a symbolic link."""
-        calls, found, _ = self.look_up(path, follow=False)
-        status = _add_statx(calls, found)
-        buffer = calls.add_buffer(_PATH_MAX)
-        length = calls.add(
-            "readlinkat", found, b"", buffer, _PATH_MAX, ignore=(errno.ENOENT, errno.EINVAL)
+    def _read_entries(
+        self, paths: Sequence[str]
+    ) -> dict[str, tuple[os.stat_result, str | None] | None]:
+        """Return the status of each file itself, and the text if it is a symbolic link.
+
+        Returns:
+            Both by the path; `None` for a path that leads to nothing.
+        """
+        calls, top, kept = self._make_batch(())
+        found = deadlines.lowest_free(kept)
+        how = syscalls.OpenHow(
+            os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, 0, syscalls.RESOLVE_IN_ROOT
         )
-        self.carry_out(path, calls)
-        text = os.fsdecode(buffer.read(calls.result(length))) if calls.result(length) >= 0 else None
-        return _stat_result(status.data), text
+        reads = []
+        absent = (*_NOTHING, errno.EBADF)  # EBADF: the look-up before it has found nothing
+        for path in paths:
+            calls.add("openat2", top, os.fsencode(path), how, 24, what=LOOK_UP, ignore=_NOTHING)
+            status = calls.add_buffer(syscalls.STATX_SIZE)
+            statx = _call_statx(calls, found, status, ignore=absent)
+            text = calls.add_buffer(_PATH_MAX)
+            length = calls.add("readlinkat", found, b"", text, _PATH_MAX, ignore=absent)
+            calls.add("close", found, ignore=(errno.EBADF,))
+            reads.append((path, statx, status, length, text))
+        self.carry_out(paths[-1], calls)
+        return {
+            path: None
+            if calls.result(statx) < 0
+            else (
+                _stat_result(status.data),
+                os.fsdecode(text.read(calls.result(length))) if calls.result(length) >= 0 else None,
+            )
+            for path, statx, status, length, text in reads
+        }
 
 
 class _File(io.RawIOBase):
@@ -400,8 +439,28 @@ class _File(io.RawIOBase):
 
 def _add_statx(calls: CallBatch, fd: int) -> Buffer:
     buffer = calls.add_buffer(syscalls.STATX_SIZE)
-    calls.add("statx", fd, b"", _AT_EMPTY_PATH, syscalls.STATX_BASIC_AND_MNT_ID, buffer)
+    _call_statx(calls, fd, buffer)
     return buffer
+
+
+def _call_statx(calls: CallBatch, fd: int, buffer: Buffer, ignore: Sequence[int] = ()) -> int:
+    wanted = syscalls.STATX_BASIC_AND_MNT_ID
+    return calls.add("statx", fd, b"", _AT_EMPTY_PATH, wanted, buffer, ignore=ignore)
+
+
+def _ahead(here: str, pending: Sequence[str]) -> list[str]:
+    """Return the paths that a look-up passes from here on if none of them is a link.
+
+    Args:
+        here: The first of them.
+        pending: The parts that follow, the next one last.
+    """
+    paths = [here]
+    for part in reversed(pending[-_AT_ONCE:]):
+        if part in (".", ".."):
+            break
+        paths.append(posixpath.join(paths[-1], part))
+    return paths
 
 
 def _stat_result(status: Any) -> os.stat_result:

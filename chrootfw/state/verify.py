@@ -301,7 +301,7 @@ def _disk(name: str, disk: str | None) -> Check:
             what, "warning", f"its disk {disk} does not exist", "make it, or correct the definition"
         )
     try:
-        why = block_devices.exposed(disk, seconds=_ANSWER_TIMEOUT)
+        why = block_devices.exposed(block_devices.way_to(disk, seconds=_ANSWER_TIMEOUT))
     except ChrootfwError as error:
         return Check(what, "error", error.brief, error.hint)
     if why:

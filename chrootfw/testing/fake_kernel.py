@@ -369,6 +369,7 @@ class FakeKernel:
     @_fake(
         "block_devices.directories_above",
         "block_devices.users",
+        "block_devices.way_to",
         "state.find_unreleased_disks",
         "state.find_users",
         "freezing.can_freeze",
