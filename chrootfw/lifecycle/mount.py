@@ -444,6 +444,7 @@ def mount_all(job: Job, points: Points) -> None:
                 raise StepError(
                     f"cannot attach the tree on {job.root}: {error.strerror}"
                 ) from error
+        _check_not_shared(job, opened)
         _warn_of_open_directories(job, [detached.point for detached in opened])
         report_made(job)
     finally:
@@ -479,6 +480,7 @@ def _mount_aux(job: Job, plugin: str, point: MountPoint) -> None:
                 mount_tree.attach_parts(layer, [detached], [], seconds=job.disk_timeout)
             finally:
                 os.close(layer.fd)
+        _check_not_shared(job, [detached])
     except OSError as error:
         raise StepError(f"cannot attach {point.describe()} on {place}: {error.strerror}") from error
     finally:
@@ -703,6 +705,35 @@ def _record_device(job: Job, detached: mount_tree.Detached) -> None:
             disk.devices = sorted({*disk.devices, device})
             disk.loop = detached.loop
             job.save()
+
+
+def _check_not_shared(job: Job, mounts: Sequence[mount_tree.Detached]) -> None:
+    """Refuse a disk that is one file system with another disk that is mounted elsewhere.
+
+    btrfs gives the same file system for each of its devices, so that two instances would have one
+    root. The mount table tells only of mounts that are attached.
+
+    Raises:
+        DiskError: Another disk of the file system is in use.
+    """
+    disks = {
+        syscalls.statx("", each.fd).mnt_id: each.point.source
+        for each in mounts
+        if each.has_several_disks
+    }
+    if not disks:
+        return
+    below = os.fsencode(f"{record.directory(job.run_dir, job.name)}/")
+    entries = list(mountinfo.on_several_devices(mountinfo.Table()))
+    own = {entry.dev: disks[entry.id] for entry in entries if entry.id in disks}
+    for entry in entries:
+        if entry.dev in own and not entry.mount_point.startswith(below):
+            raise DiskError(
+                f"the disk {own[entry.dev]} is one file system with another disk, which is in"
+                f" use: mounted on {os.fsdecode(entry.mount_point)}",
+                hint="a file system is mounted once only: unmount it there; btrfs filesystem show"
+                " lists the disks of each",
+            )
 
 
 def report_made(job: Job) -> None:

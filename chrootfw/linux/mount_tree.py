@@ -104,13 +104,15 @@ class Detached:
         fd: The mount's descriptor.
         is_directory: Whether the mount is a directory.
         loop: The loop device made for it, or `None`.
+        has_several_disks: Whether other disks can be of the same file system.
         unmade: The device nodes that mknod(2) was not permitted to make: empty files for now.
     """
 
-    __slots__ = ("fd", "is_directory", "loop", "point", "unmade")
+    __slots__ = ("fd", "has_several_disks", "is_directory", "loop", "point", "unmade")
 
     def __init__(self, point: MountPoint, fd: int) -> None:
         self.loop: str | None = None
+        self.has_several_disks = False
         self.unmade: list[Node] = []
         self.point = point
         self.fd = fd
@@ -388,6 +390,7 @@ def _from_disk(
         try:
             detached = _new(point, device, options, fstype, seconds)
             detached.loop = device if kind == "image" else None
+            detached.has_several_disks = fstype in _SEVERAL_DEVICES
             if kind == "block":
                 _check_same(source, path_fd, detached, fstype)
             return detached
