@@ -54,11 +54,11 @@ _NO_MAGICLINKS, _NO_SYMLINKS, _BENEATH, _IN_ROOT = 2, 4, 8, 16
 _SET_DUMPABLE, _SET_NAME, _BOUNDS_READ, _BOUNDS_DROP, _SET_NO_NEW_PRIVS = 4, 15, 23, 24, 38
 _TIOCSCTTY = 0x540E
 _CAPABILITY_VERSION_3 = 0x20080522
-#: File systems that configure the kernel, besides proc. A bind mount of a whole tree brings them
-#: along.
+#: File systems that configure the kernel, besides proc, or freeze and end the host's processes. A
+#: bind mount of a whole tree brings them along.
 _SWITCHES = frozenset(
     b"sysfs debugfs tracefs securityfs configfs efivarfs pstore bpf binfmt_misc selinuxfs "
-    b"smackfs resctrl fusectl".split()
+    b"smackfs resctrl fusectl cgroup cgroup2".split()
 )
 _NOT_HERE = (errno.ENOENT, errno.ENOTDIR, errno.EACCES)
 

@@ -615,10 +615,12 @@ def test_a_part_of_the_hosts_proc_that_is_a_processes_is_refused(
 def test_what_the_kernel_mounts_below_sysfs_is_read_only(
     make_chroot: MakeChroot, mounted: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """Bound with all its mounts: the switches of debugfs, tracefs, securityfs and others."""
+    """Bound with all its mounts: the switches of debugfs, securityfs, cgroup2 and others."""
     known = Path("/proc/filesystems").read_text().split()
     there = [
-        name for name in ("debugfs", "tracefs", "securityfs", "configfs", "bpf") if name in known
+        name
+        for name in ("debugfs", "tracefs", "securityfs", "configfs", "bpf", "cgroup2")
+        if name in known
     ]
     for name in there:
         (tmp_path / "tree" / name).mkdir(parents=True)
