@@ -129,9 +129,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
             raise InputError(f"chrootfw has no option {own[0]}", hint="chrootfw --help")
     # Where the verb comes first, no other verb's help or options are needed.
     only = verb if arguments[:1] == [name] else None
+    has_help = only is None or any(map(_ends_early, own))
     runs_command = verb is not None and verb.runs_command
     words = own if runs_command else arguments
-    _, unknown = make_parser(only).parse_known_args(words, options)
+    _, unknown = make_parser(only, has_help=has_help).parse_known_args(words, options)
     if unknown:
         raise _unknown_word(BY_NAME[options.verb], unknown[0], arguments)
     if runs_command:
@@ -258,11 +259,12 @@ def _columns() -> int:
     return max(columns, _NARROWEST) - 2
 
 
-def make_parser(only: Verb | None = None) -> argparse.ArgumentParser:
+def make_parser(only: Verb | None = None, *, has_help: bool = True) -> argparse.ArgumentParser:
     """Make the parser from the table of verbs.
 
     Args:
         only: Make it for this verb alone, which is quicker.
+        has_help: Whether it can print its help; without, it is made in half the time.
     """
     import argparse
     from functools import partial
@@ -374,12 +376,15 @@ def make_parser(only: Verb | None = None) -> argparse.ArgumentParser:
         added = parsers.add_parser(
             verb.name,
             help=verb.help,
-            description=_fold(f"{verb.help[0].upper()}{verb.help[1:]}."),
-            epilog=_show_examples(verb),
             formatter_class=WholeHelp,
         )
         for argument in verb.arguments:
             add(added, argument)
+        if not has_help:
+            add_everywhere(added, verb)
+            continue
+        added.description = _fold(f"{verb.help[0].upper()}{verb.help[1:]}.")
+        added.epilog = _show_examples(verb)
         # The options of every verb have their own heading, and are not repeated in each usage.
         usage = added.format_usage().removeprefix("usage: ").rstrip()
         if verb.needs_command:  # argparse sees nothing of it, and takes it as optional
