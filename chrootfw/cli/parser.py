@@ -380,18 +380,23 @@ def make_parser(only: Verb | None = None, *, has_help: bool = True) -> argparse.
         )
         for argument in verb.arguments:
             add(added, argument)
-        if not has_help:
-            add_everywhere(added, verb)
-            continue
-        added.description = _fold(f"{verb.help[0].upper()}{verb.help[1:]}.")
-        added.epilog = _show_examples(verb)
-        # The options of every verb have their own heading, and are not repeated in each usage.
-        usage = added.format_usage().removeprefix("usage: ").rstrip()
-        if verb.needs_command:  # argparse sees nothing of it, and takes it as optional
-            usage = usage.replace("[-- CMD ...]", "-- CMD ...")
-        added.usage = usage.replace("%", "%%").replace("[-h]", "[OPTIONS]", 1)
+        if has_help:
+            _describe(added, verb)
         add_everywhere(added, verb)
     return parser
+
+
+def _describe(parser: argparse.ArgumentParser, verb: Verb) -> None:
+    """Give the parser of a verb the texts of its help, before it has the options everywhere.
+
+    Those have their own heading, and are not repeated in each usage.
+    """
+    parser.description = _fold(f"{verb.help[0].upper()}{verb.help[1:]}.")
+    parser.epilog = _show_examples(verb)
+    usage = parser.format_usage().removeprefix("usage: ").rstrip()
+    if verb.needs_command:  # argparse sees nothing of it, and takes it as optional
+        usage = usage.replace("[-- CMD ...]", "-- CMD ...")
+    parser.usage = usage.replace("%", "%%").replace("[-h]", "[OPTIONS]", 1)
 
 
 def _fold(text: str) -> str:
