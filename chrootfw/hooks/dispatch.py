@@ -171,6 +171,8 @@ class Dispatcher:
     def mount(self, instance: Instance) -> list[tuple[str, MountPoint]]:
         """Return ``(plugin, MountPoint)`` pairs, merged, parents first.
 
+        Answers that can have no effect are warned of.
+
         Raises:
             PlanError: There is not one root.
             PluginError: An answer is not valid.
@@ -178,9 +180,13 @@ class Dispatcher:
         answers = self._contributed(
             "chrootfw_mount", {"instance": instance}, (MountPoint, Omit), instance
         )
-        return mount_order.merge(
+        points = mount_order.merge(
             answers, lambda plugin: f"{self._who(plugin)}: chrootfw_mount for {instance.name}"
         )
+        for plugin, text in mount_order.find_idle(answers):
+            warning = f"{self._who(plugin)} {text}"
+            self.report(Event("warning", instance.name, "mount", warning, plugin=plugin))
+        return points
 
     def pre_start(
         self, instance: Instance, root: Root | None, command: Command | NoCommand

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from chrootfw.errors import PlanError
+from chrootfw.errors import PlanError, nearest
 from chrootfw.model import Mount, MountPoint, Omit
 from chrootfw.planning import paths
 
@@ -63,6 +63,32 @@ def merge(
             )
     _check_devices(points.values(), who)
     return [points[id(point)] for point in sort_for_mounting(p for _, p in points.values())]
+
+
+def find_idle(answers: Iterable[tuple[str, MountPoint | Omit]]) -> list[tuple[str, str]]:
+    """Find the answers that can have no effect: a slip of a plugin, not a decision of another.
+
+    Args:
+        answers: Pairs of a plugin's name and its answer, in the order of the calls.
+
+    Returns:
+        Pairs of a plugin's name and a sentence.
+    """
+    answers = list(answers)
+    mounted = {(each.at, each.target) for _, each in answers if isinstance(each, MountPoint)}
+    places = [target for at, target in mounted if at == "root"]
+    seen: set[tuple[str, str, str]] = set()
+    idle = []
+    for plugin, each in answers:
+        place = each.target if each.at == "root" else f"{each.target} of {each.at}"
+        if (plugin, each.at, each.target) in seen:
+            idle.append((plugin, f"answers twice for {place}: the first answer counts"))
+        elif isinstance(each, Omit) and (each.at, each.target) not in mounted:
+            near = nearest(each.target, places)
+            meant = f"; did it mean {near}?" if near and each.at == "root" else ""
+            idle.append((plugin, f"leaves out {place}, which nobody mounts{meant}"))
+        seen.add((plugin, each.at, each.target))
+    return idle
 
 
 def _check_devices(points: Iterable[tuple[str, MountPoint]], who: Callable[[str], str]) -> None:

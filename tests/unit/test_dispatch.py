@@ -518,6 +518,14 @@ def test_contributions_are_gathered_in_the_order_of_asking():
     assert asked.stages.pre_start(WEB1, None, START) == [("C", warning), ("A", problem)]
 
 
+def test_an_answer_without_effect_is_warned_of():
+    asked = Asked(plugin("Disk", mount=[ROOT]), plugin("Mine", mount=[Omit("/sis")]))
+    assert asked.stages.mount(WEB1) == [("Disk", ROOT)]
+    (event,) = asked.told
+    assert event.does == "plugin Mine (test_dispatch) leaves out /sis, which nobody mounts"
+    assert (event.what, event.plugin, event.instance) == ("warning", "Mine", "web1")
+
+
 def test_mounts_are_merged():
     proc = MountPoint("/proc", "proc", "proc")
     asked = Asked(

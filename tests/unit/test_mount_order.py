@@ -6,6 +6,7 @@ from chrootfw.errors import PlanError
 from chrootfw.model import Mount, MountPoint, Node, Omit
 from chrootfw.planning.mount_order import (
     check_unmount_order,
+    find_idle,
     merge,
     sort_for_mounting,
     sort_for_unmounting,
@@ -25,6 +26,26 @@ def merged(*answers):
 def test_of_two_for_one_place_the_one_asked_first_wins():
     mine, theirs = MountPoint("/", "/srv/snapshot.img"), MountPoint("/", "/srv/web1.img")
     assert merge([("snapshots", mine), ("disk", theirs)]) == [("snapshots", mine)]
+
+
+def test_answers_without_effect():
+    api = ("api", MountPoint("/sys", "sysfs", "sysfs"))
+    assert find_idle([("slip", Omit("/sis")), ROOT, api]) == [
+        ("slip", "leaves out /sis, which nobody mounts; did it mean /sys?")
+    ]
+    assert find_idle([ROOT, ("slip", Omit("/", at="aux:upper"))]) == [
+        ("slip", "leaves out / of aux:upper, which nobody mounts")
+    ]
+    assert find_idle([ROOT, api, ("api", MountPoint("/sys", "tmpfs", "tmpfs"))]) == [
+        ("api", "answers twice for /sys: the first answer counts")
+    ]
+
+
+def test_what_loses_to_another_plugin_is_not_without_effect():
+    mine = ("snapshots", MountPoint("/", "/srv/snapshot.img"))
+    no_sys = ("no-sys", Omit("/sys"))
+    sysfs = ("api", MountPoint("/sys", "sysfs", "sysfs"))
+    assert find_idle([mine, no_sys, ("and-so", Omit("/sys")), ROOT, sysfs]) == []
 
 
 def test_omit_beats_what_is_asked_later_only():
