@@ -18,7 +18,7 @@ def make_cgroup(job: Job) -> None:
     It is of cgroup v2 where that can be written, else of v1, for the memory figure alone.
 
     Raises:
-        StepError: The kernel refused it.
+        StepError: The kernel refused it, or a cgroup above it is frozen.
     """
     snapshot = job.read_snapshot()
     made: list[str] = []
@@ -35,6 +35,12 @@ def make_cgroup(job: Job) -> None:
         ) from error
     if job.record is not None:
         job.record.cgroups = [cgroups.identity(path) for path in made]
+    for path in made:
+        if frozen := cgroups.frozen_by(path):
+            raise StepError(
+                f"the cgroup {frozen} is frozen, so nothing would run in {job.name}",
+                hint=f"echo 0 > {frozen}/cgroup.freeze",
+            )
 
 
 def remove_cgroups(job: Job) -> None:

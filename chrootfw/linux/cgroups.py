@@ -517,6 +517,22 @@ def thaw(path: str) -> None:
                 raise
 
 
+def frozen_by(path: str) -> str:
+    """Find the directory whose freeze holds the processes of a cgroup v2.
+
+    Returns:
+        The cgroup itself or one above; empty if nothing freezes it.
+    """
+    try:
+        if b"frozen 1" not in _read(f"{path}/cgroup.events"):
+            return ""
+        while b"1" not in _read(f"{path}/cgroup.freeze"):
+            path = os.path.dirname(path)
+    except FileNotFoundError:
+        return ""  # version 1, or thawed meanwhile: the top of a hierarchy has no such file
+    return path
+
+
 def move_out(pid: int, top: str) -> bool:
     """Move a process to the top of the hierarchy.
 

@@ -393,6 +393,7 @@ class FakeKernel:
     @_fake(
         "block_devices.check_place",
         "block_devices.exposed",
+        "cgroups.frozen_by",
         "cgroups.prune",
         "cgroups.remove_when_empty",
         "cgroups.thaw",

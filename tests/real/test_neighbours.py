@@ -749,6 +749,24 @@ def test_a_cgroup_that_is_frozen_above_is_thawed(web1: driving.Chroot, home: Pat
     assert web1.calls() == ["start", "stop"]
 
 
+def test_a_start_below_a_frozen_cgroup_is_refused_at_once(
+    web1: driving.Chroot, make_chroot: MakeChroot, home: Path
+) -> None:
+    """It may be frozen on purpose, so only a stop thaws it."""
+    web1.start()
+    (home / "cgroup.freeze").write_text("1")
+    try:
+        web2 = make_chroot("web2")
+        refused = web2.cli("start", expect=1)
+        assert f"the cgroup {home} is frozen" in refused.stderr
+        assert f"hint: echo 0 > {home}/cgroup.freeze" in refused.stderr
+        assert web2.is_gone()
+    finally:
+        (home / "cgroup.freeze").write_text("0")
+    web2.cli("start")
+    assert web1.calls() == ["start"]
+
+
 def test_names_by_the_thousand_in_the_directory_of_cgroups(
     make_chroot: MakeChroot, cli: driving.Cli, home: Path, outside: Outside
 ) -> None:
