@@ -18,6 +18,7 @@ import json
 import os
 import re
 import select
+import shutil
 import subprocess
 import sys
 import time
@@ -37,6 +38,7 @@ _LAST_WORDS = 5.0
 _SAID_SO = "--example-has-ended--"
 #: Chrootfw's Python as the page Install has it.
 _INSTALLED = "/opt/chrootfw/bin/python3"
+_ACTIVATE = "/opt/chrootfw/bin/activate"
 
 
 class Different(Exception):
@@ -95,11 +97,15 @@ def _let_end(processes: Set[Any]) -> None:
 def _make_world(scratch: Path) -> dict[str, str]:
     """Put directories of its own over those that the examples write to; the environment of its commands."""
     _run("mount", "-t", "tmpfs", "-o", "mode=0755", "tmpfs", str(scratch))
-    for name in ("srv", "run", "log", "etc", "etc.work", "bin", "site"):
+    for name in ("srv", "run", "log", "etc", "etc.work", "opt", "opt.work", "bin", "site"):
         (scratch / name).mkdir(mode=0o755)
     (scratch / "etc/resolv.conf").write_text("nameserver 192.0.2.53\n")
-    layers = f"lowerdir=/etc,upperdir={scratch}/etc,workdir={scratch}/etc.work"
-    _run("mount", "-t", "overlay", "-o", layers, "overlay", "/etc")
+    activate = scratch / _ACTIVATE.lstrip("/")
+    activate.parent.mkdir(parents=True)
+    activate.touch()  # what it would find is in PATH already
+    for name in ("etc", "opt"):
+        layers = f"lowerdir=/{name},upperdir={scratch}/{name},workdir={scratch}/{name}.work"
+        _run("mount", "-t", "overlay", "-o", layers, "overlay", f"/{name}")
     for name, place in (("srv", "/srv"), ("run", "/run"), ("log", "/var/log")):
         _run("mount", "--bind", str(scratch / name), place)
     _run("busybox", "ip", "link", "set", "lo", "up")
@@ -164,7 +170,6 @@ class Stage:
 
     def __init__(self, scratch: Path, environment: Mapping[str, str]) -> None:
         self.site = scratch / "site"
-        self.installed: set[Path] = set()
         self.shell = Shell(scratch / "command", environment)
         self.names: dict[str, Any] = {"__name__": "__main__"}
 
@@ -199,10 +204,7 @@ class Stage:
         if not file.is_absolute():
             raise Different(f"{block}: the caption {block.caption!r} is no absolute path")
         file.write_text(block.text, encoding="utf-8")
-        if file.name == "pyproject.toml":
-            install(file.parent, self.site)
-            self.installed.add(file.parent)
-        elif file.suffix == ".py" and file.parent in self.installed:
+        if file.suffix == ".py" and (file.parent / "pyproject.toml").exists():
             _link(file, self.site)
 
     def _type(self, block: fenced.Block) -> None:
@@ -219,6 +221,7 @@ class Stage:
 
     def _execute(self, block: fenced.Block) -> None:
         printed = io.StringIO()
+        importlib.invalidate_caches()  # pip, which the page may have called, is another process
         code = compile("\n" * block.line + block.text, str(block.page), "exec", dont_inherit=True)
         try:
             with contextlib.redirect_stdout(printed):
@@ -252,11 +255,17 @@ def install(project: Path, site: Path) -> None:
         _link(module, site)
 
 
+def uninstall(projects: list[str], site: Path) -> None:
+    """What pip uninstall makes of them: no entry points."""
+    for project in projects:
+        (found,) = site.glob(f"{project.replace('-', '_')}-*.dist-info")
+        shutil.rmtree(found)
+
+
 def _link(module: Path, site: Path) -> None:
     link = site / module.name
     if not link.is_symlink():
         link.symlink_to(module.resolve())
-    importlib.invalidate_caches()
 
 
 class Shell:
@@ -308,6 +317,9 @@ class Shell:
 
 if __name__ == "__main__" and sys.argv[1] == "--pip":
     site, verb, *words = sys.argv[2:]
+    if verb == "uninstall":
+        uninstall([word for word in words if not word.startswith("-")], Path(site))
+        raise SystemExit
     if verb != "install":
         raise SystemExit(f"pip {verb} is not played; see _COMMANDS")
     for word in words:
