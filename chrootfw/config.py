@@ -219,9 +219,7 @@ def read_definition(config_dir: str, name: str) -> tuple[Instance, str] | None:
             f"the definition {path} is not valid UTF-8: {error.reason} at byte {error.start}"
         ) from error
     except ValueError as error:
-        raise DefinitionError(
-            f"the definition {path} is not valid TOML: {error}", hint="see https://toml.io"
-        ) from error
+        raise _not_toml(f"the definition {path}", text, error) from error
     try:
         return from_table(name, table), text
     except InputError as error:
@@ -251,9 +249,7 @@ def blocked_plugins(config_dir: str) -> tuple[str, ...]:
     try:
         table = parse_toml(data.decode("utf-8"))
     except ValueError as error:
-        raise DefinitionError(
-            f"{path} is not valid TOML: {error}", hint="see https://toml.io"
-        ) from error
+        raise _not_toml(path, data.decode("utf-8", "surrogateescape"), error) from error
     names = table.pop("without", [])
     if table:
         raise DefinitionError(
@@ -368,6 +364,17 @@ def to_table(instance: Instance) -> dict[str, Any]:
     fields["init_script"] = instance.init_script or False
     fields["plugins"] = list(instance.plugins)
     return {key: value for key, value in fields.items() if value is not None}
+
+
+def _not_toml(what: str, text: str, error: ValueError) -> DefinitionError:
+    """Return the error for a file that is not TOML, with the line that is wrong."""
+    place = re.fullmatch(r"(.*) \(at line ([0-9]+), column ([0-9]+)\)", str(error), re.DOTALL)
+    lines = text.split("\n")
+    details = []
+    if place and int(place[2]) <= len(lines):
+        details = [lines[int(place[2]) - 1], f"{'^':>{int(place[3])}}"]
+    hint = "chrootfw help definition shows how one is written"
+    return DefinitionError(f"{what} is not valid TOML: {error}", details, hint)
 
 
 def _placed(error: InputError, path: str, text: str) -> DefinitionError:

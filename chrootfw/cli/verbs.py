@@ -124,6 +124,10 @@ def list_instances(options: argparse.Namespace) -> int:
             render.show(Lines(info.name for info in found))
     elif found or options.columns:
         render.show(render.instances(found, sys.stdout, columns))
+        for info in found:
+            for note in info.notes if info.state == "absent" else ():
+                text = render.name_instance(note, info.name)
+                render.show(render.event("warning", text, sys.stderr), sys.stderr)
     elif options.patterns or options.state:
         words = [*options.patterns, *(f"--state {state}" for state in options.state or ())]
         render.show(f"no instance fits {' '.join(words)}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+import shlex
 import stat
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -363,7 +364,10 @@ def check_parts(job: Job, points: Points) -> None:
         with job.attribution(plugin):
             if find_disk(job, point) is None:
                 options = expand_options(job, point)
-                detached = mount_tree.detach(point, point.source, options, seconds=job.disk_timeout)
+                with _missing_source(job, point, point.source):
+                    detached = mount_tree.detach(
+                        point, point.source, options, seconds=job.disk_timeout
+                    )
                 os.close(detached.fd)
 
 
@@ -539,21 +543,38 @@ def _detach(job: Job, plugin: str, point: MountPoint) -> mount_tree.Detached:
         options = expand_options(job, point)
         if disk is None or disk.kind == "directory":
             _check_taken_back(job, point, options)
-        detached = mount_tree.detach(
-            point,
-            source,
-            options,
-            seconds=job.disk_timeout,
-            disk_fd=disk_fd,
-            loop_device=_known_loop(job, source),
-            follow=source == job.instance.disk,
-        )
+        with _missing_source(job, point, source):
+            detached = mount_tree.detach(
+                point,
+                source,
+                options,
+                seconds=job.disk_timeout,
+                disk_fd=disk_fd,
+                loop_device=_known_loop(job, source),
+                follow=source == job.instance.disk,
+            )
         try:
             mount_tree.restrict(detached, _entry_attributes(job))
         except OSError as error:
             os.close(detached.fd)
             raise StepError(f"cannot restrict {point.describe()}: {error.strerror}") from error
         return detached
+
+
+@contextmanager
+def _missing_source(job: Job, point: MountPoint, source: str) -> Iterator[None]:
+    """Say of a source that is not there what names it, and how it gets there."""
+    try:
+        yield
+    except StepError as error:
+        if not isinstance(error.__cause__, FileNotFoundError) or not source.startswith("/"):
+            raise
+        named = [key for key, value in job.instance.params.items() if source in repr(value)]
+        out = f"take it out of {', '.join(named)}" if named else "take it out"
+        raise StepError(
+            f"cannot mount {source} on {point.target}: {source} does not exist",
+            hint=f"mkdir -p {shlex.quote(source)}, or {out}: chrootfw show {job.name}",
+        ) from error
 
 
 def _bind_nodes(job: Job, parent: mount_tree.Detached) -> list[mount_tree.Detached]:

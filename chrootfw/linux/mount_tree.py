@@ -178,15 +178,6 @@ def detach(
             os.close(opened)
 
 
-def check_detach(point: MountPoint, source: str, options: Sequence[str], *, seconds: float) -> None:
-    """Check that a mount that has no disk can be made; attach nothing.
-
-    Raises:
-        StepError: It cannot.
-    """
-    os.close(detach(point, source, options, seconds=seconds).fd)
-
-
 def check_bind(point: MountPoint, source: str, options: Sequence[str], *, seconds: float) -> None:
     """Refuse a bind whose source leads through a symbolic link, before anything is mounted.
 

@@ -69,6 +69,24 @@ def defined_disk(config_dir: str, name: str) -> str | None:
     return None
 
 
+def _add_definition(info: InstanceInfo, config_dir: str) -> None:
+    """Add what the definition of an absent instance says: its disk, or that it is not valid.
+
+    What only plugins can tell of it, such as an unknown parameter, ``verify`` says.
+    """
+    if info.disk is None:
+        info.disk = defined_disk(config_dir, info.name)
+    if not os.path.lexists(f"{config_dir}/{info.name}.toml"):
+        return
+    from chrootfw import config
+
+    try:
+        config.read_definition(config_dir, info.name)
+    except ChrootfwError as error:
+        if not isinstance(error.__cause__, PermissionError):  # the caller is not root
+            info.notes = (*info.notes, f"it cannot be started: {error.brief}")
+
+
 def show_all(run_dir: str, config_dir: str) -> list[InstanceInfo]:
     """Describe every instance that is present or defined, without its holders.
 
@@ -93,8 +111,8 @@ def show_all(run_dir: str, config_dir: str) -> list[InstanceInfo]:
         for info, _ in uncounted:
             info.notes = (*info.notes, _describe_unread(error))
     for info in found:
-        if info.disk is None and info.state == InstanceState.ABSENT:
-            info.disk = defined_disk(config_dir, info.name)
+        if info.state == InstanceState.ABSENT:
+            _add_definition(info, config_dir)
     return found
 
 
@@ -258,8 +276,8 @@ def _show_with_own(
     recorded = snapshot.record(name)
     own_processes = ownership.Judge(snapshot, name).read_own()
     info = show(snapshot, name, own_processes)
-    if info.disk is None and info.state == InstanceState.ABSENT:
-        info.disk = defined_disk(config_dir, name)
+    if info.state == InstanceState.ABSENT:
+        _add_definition(info, config_dir)
     entries = snapshot.read_mounts(name)
     info.mounts = [_mount_dict(entry, info.root) for entry in entries]
     info.definition_changed = (

@@ -215,12 +215,6 @@ class FakeKernel:
         entry.dev = syscalls.statx("", detached.fd).dev  # which the life cycle records of a disk
         return detached
 
-    @_fake("mount_tree.check_detach")
-    def _check_detach(
-        self, point: MountPoint, _source: str, options: Sequence[str], **_how: Any
-    ) -> None:
-        mount_tree.check_options(point, options)
-
     @_fake("mount_tree.assemble")
     def _assemble(
         self,

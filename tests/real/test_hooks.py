@@ -684,7 +684,11 @@ class Failing(Step):
 _UNFIT: dict[str, tuple[str, Any, str]] = {
     "an option": ("mount", [MountPoint("/mnt", "tmpfs", "tmpfs", ("no=1",))], "no=1"),
     "a type": ("mount", [MountPoint("/mnt", "x", "nosuchfs")], "no file system nosuchfs"),
-    "a source": ("mount", [MountPoint("/mnt", "/nosuch", None, ("bind",))], "No such file"),
+    "a source": (
+        "mount",
+        [MountPoint("/mnt", "/nosuch", None, ("bind",))],
+        "/nosuch does not exist",
+    ),
     "an image": ("mount", [MountPoint("/mnt", "/nosuch.img", "ext4")], "does not exist"),
     "a layer": (
         "mount",

@@ -359,3 +359,17 @@ def test_a_wrong_device(make_chroot: MakeChroot, value: list[str], words: str) -
 def test_devices_need_a_dev_of_the_instances(make_chroot: MakeChroot) -> None:
     web1 = make_chroot(devices=["/dev/full"], api_filesystems=["proc", "run"])
     web1.cli("start", expect=1, says=["devices"])
+
+
+def test_a_source_that_is_missing_is_named_with_its_parameter(
+    make_chroot: MakeChroot, tmp_path: Path
+) -> None:
+    web1 = make_chroot(binds=[f"{tmp_path}/my data:/mnt"])
+    refused = web1.cli("start", expect=1)
+    assert f"cannot mount {tmp_path}/my data on /mnt: {tmp_path}/my data does not exist" in (
+        refused.stderr
+    )
+    assert f"mkdir -p '{tmp_path}/my data', or take it out of binds: chrootfw show web1" in (
+        refused.stderr
+    )
+    assert web1.is_gone()

@@ -53,7 +53,7 @@ OBSTACLES = {
     _forbid_script: "is not executable",
     _remove_interpreter: "/bin/no-such does not exist",
     _give_away_root: "writable by others",
-    _remove_bind_source: "No such file or directory",
+    _remove_bind_source: "/data does not exist",
     _lose_record_and_definition: "not valid TOML",
     _lose_record_and_mistype: "grace",
 }

@@ -128,6 +128,18 @@ def test_info_of_what_is_absent(web1: Chroot) -> None:
     assert "absent" in web1.cli("info").stdout
 
 
+@pytest.mark.parametrize("verb", ["list", "info web1"])
+def test_a_definition_that_is_not_valid_is_told_of(web1: Chroot, cli: Cli, verb: str) -> None:
+    web1.definition.write_text(f'disk = "{web1.disk}"\nbinds = ["/srv:/srv\n')
+    told = cli(*verb.split())
+    shown = told.stderr if verb == "list" else told.stdout
+    assert f"it cannot be started: the definition {web1.definition} is not valid TOML" in shown
+    (info,) = cli(*verb.split(), "--json").json()["instances"]
+    assert "line 2" in info["notes"][0]
+    web1.define()
+    assert "cannot" not in cli(*verb.split()).stderr + cli(*verb.split()).stdout
+
+
 def test_ps(web1: Chroot, cli: Cli, tracking: str) -> None:
     web1.start()
     web1.runtime.run("web1", ["/bin/sh", "-c", "exec > /dev/null 2>&1; sleep 3600 &"], check=True)

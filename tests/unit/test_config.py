@@ -46,7 +46,10 @@ def test_a_bad_definition_names_its_line(tmp_path: Path, text: str, line: int, w
 
 
 def test_no_toml_at_all(tmp_path: Path) -> None:
-    assert "line 1" in refused(tmp_path, "disk = \n").brief
+    error = refused(tmp_path, 'disk = "/d"\nbinds = ["/a:/b\ngrace = 2\n')
+    assert "line 2" in error.brief
+    assert error.details == ('binds = ["/a:/b', f"{'^':>16}")
+    assert error.hint.startswith("chrootfw help definition")
 
 
 def test_the_fields_of_an_instance_are_those_of_its_definition() -> None:
