@@ -102,6 +102,14 @@ def test_the_examples_do_what_the_page_says(
         pytest.param("```python\nprint(1)  # 2\n```\n", "printed:\n1", id="another print"),
         pytest.param("```toml\na =\n```\n", "this is no toml", id="a file that is no TOML"),
         pytest.param(
+            "```console\n$ mkdir /srv/p\n```\n"
+            "```{code-block} toml\n:caption: /srv/p/pyproject.toml\n\n"
+            '[project]\nname = "p"\nversion = "1"\n[project.entry-points.chrootfw]\np = "p"\n```\n'
+            "```console\n$ python3 -c 'import importlib.metadata as m; m.distribution(\"p\")'\n```\n",
+            "PackageNotFoundError",
+            id="a project that the page does not install",
+        ),
+        pytest.param(
             "```console\n$ chrootfw start web1\n…\n```\n",
             "leave something",
             id="an instance that is left",
