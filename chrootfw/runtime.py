@@ -335,7 +335,7 @@ class Runtime:
             TransitionError: The instance is running.
             ChrootfwError: As ``stop`` raises.
         """
-        _need_root("cleanup")
+        _need_root("clean up")
         with self._resolver.lock_present(instance, "cleanup", gives_up=forget) as job:
             if job is not None:
                 cleanup.cleanup(job)
@@ -443,10 +443,10 @@ class Runtime:
         if lines is not None and (type(lines) is not int or lines < 0):
             raise InputError(f"lines is {lines!r}; it must be a whole number, 0 or more")
         self._revive_logger(name)
-        found = output_log.read_lines(
+        found = _explain_unread(name, output_log.read_lines(
             self.log_dir, name, script=script, last=lines, follow=follow,
             check=self.cancellation.check,
-        )  # fmt: skip
+        ))  # fmt: skip
         first = next(found, None)  # an error is raised here, not when the lines are wanted
         return found if first is None else chain((first,), found)
 
@@ -541,6 +541,8 @@ class Runtime:
         for option in options:
             if option in ("self", "instance") or option not in known:
                 raise InputError(f"a plan of {verb} has no option {option!r}")
+        if options.get("timeout") is not None:
+            check_seconds(options["timeout"], "the timeout")
         if verb == "start":
             steps = plan.plan_start(self._resolver.plan_wanted(instance))
         elif (present := self._resolver.plan_present(instance)) is None:
@@ -756,6 +758,14 @@ def _report_slow(runtime: weakref.ref[Runtime], plugin: str, what: str, clause: 
         reporting._report(Event("warning", "", "", text, plugin=plugin))  # noqa: SLF001
 
 
+def _explain_unread(name: str, lines: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield the lines of a log, which may be replaced while it is followed."""
+    try:
+        yield from lines
+    except OSError as error:
+        raise StepError(f"cannot read the log of {name}: {error.strerror or error}") from error
+
+
 def _is_requested(cancellation: Cancellation) -> bool:
     """Return whether an end was requested, whatever shields from it."""
     return cancellation.signum != 0
@@ -764,6 +774,6 @@ def _is_requested(cancellation: Cancellation) -> bool:
 def _need_root(verb: str) -> None:
     if os.geteuid() != 0:
         raise PrivilegeError(
-            f"only root can {verb}: chrootfw mounts file systems and signals processes",
+            f"only the root user can {verb}: chrootfw mounts file systems and signals processes",
             hint="run it with sudo, or as root",
         )

@@ -444,7 +444,7 @@ class _Witness:
         made = (
             f"{', '.join(self.cgroups)} is removed"
             if self.cgroups
-            else "there was none: tracked by root directory"
+            else "there was none: processes are found by the root that they run in"
         )
         yield "cgroup", self.find_cgroups(), made
         ended = select.select([*self.alive], [], [], 0)[0]

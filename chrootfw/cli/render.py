@@ -411,7 +411,7 @@ def instance(info: InstanceInfo, stream: TextIO) -> Shown:
         f"  disk        {info.disk or '-'}",
     ]
     if info.state != "absent":
-        ways = {"cgroup": "their cgroup", "root": "their root directory"}
+        ways = {"cgroup": "their cgroup", "root": "the root that they run in"}
         lines += [
             f"  root        {info.root}",
             f"  started     {_moment(info.started_at)}",
@@ -657,10 +657,10 @@ def name_instance(text: str, name: str) -> str:
 
 def event(what: str, text: str, stream: TextIO) -> Shown:
     """Return a ``warning`` or ``plugin-error``, its first line behind chrootfw's name."""
-    label = paint("warning:" if what == "warning" else "plugin:", "yellow", stream)
     said = text.lines if isinstance(text, Lines) else (text,)
     first, *others = (printable(word_for_command(line)) for line in said)
-    return _joined([join("chrootfw: ", label, " ", first), *others])
+    label = "warning: " if what == "warning" else "" if first.startswith("plugin ") else "plugin: "
+    return _joined([join("chrootfw: ", paint(label, "yellow", stream), first), *others])
 
 
 def error(failure: ChrootfwError, stream: TextIO, *, name: str = "") -> Shown:

@@ -54,7 +54,9 @@ def draw(
         text = f"{branch}{who if process.pid else process.command}: {process.why} "
         lines.append(_fit(text, process.what, width, stream))
     if info.holders is None and info.state != "absent":
-        lines.append(_fit("outside holders: only root can look for them", "", width, stream))
+        lines.append(
+            _fit("outside holders: only the root user can look for them", "", width, stream)
+        )
     return Shown("\n".join(lines))
 
 

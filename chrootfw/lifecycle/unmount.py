@@ -421,7 +421,7 @@ def busy_error(
 ) -> HeldError:
     """Make the error for busy mounts, which names the holders that were found."""
     targets = ", ".join(os.fsdecode(entry.mount_point) for entry in busy)
-    return held_error(f"{job.name} is held: {targets} is busy", found)
+    return held_error(job.name, f"{job.name} is held: {targets} is busy", found)
 
 
 def check_thawed_below(job: Job, recorded: Sequence[RecordedDisk]) -> None:
@@ -457,14 +457,18 @@ def _describe_release(process: Process) -> str:
     return f"let {process.command} read its events, or end it: kill {process.pid}"
 
 
-def held_error(brief: str, found: Sequence[Process], *, only_copies: bool = False) -> HeldError:
+def held_error(
+    name: str, brief: str, found: Sequence[Process], *, only_copies: bool = False
+) -> HeldError:
     """Make the error for mounts or disks that are in use.
 
     Args:
+        name: The instance.
         brief: The sentence that says what is in use.
         found: The holders.
         only_copies: Only copies of the mounts in other mount namespaces use the disk.
     """
+    then = f"then chrootfw cleanup {name}"
     was_scanned = isinstance(found, holders.Holders)  # the test kit gives a plain list
     unexamined = found.describe_unexamined() if isinstance(found, holders.Holders) else []
     hidden = (
@@ -476,7 +480,7 @@ def held_error(brief: str, found: Sequence[Process], *, only_copies: bool = Fals
         return HeldError(
             brief,
             [*(process.describe() for process in hidden), *unexamined],
-            f"{_describe_release(hidden[0])}; then run cleanup again",
+            f"{_describe_release(hidden[0])}; {then}",
             holders=hidden,
             only_copies=only_copies,
         )
@@ -491,7 +495,7 @@ def held_error(brief: str, found: Sequence[Process], *, only_copies: bool = Fals
                 *(holders.find_suspects() if was_scanned else ()),
                 *unexamined,
             ],
-            "find what holds it, then run cleanup again",
+            f"find what holds it, and end it; {then}",
             only_copies=only_copies,
         )
     return HeldError(
@@ -499,10 +503,10 @@ def held_error(brief: str, found: Sequence[Process], *, only_copies: bool = Fals
         [*(process.describe() for process in found), *unexamined],
         Hint(
             "end what holds it and call cleanup; stop(kill_holders=True) signals these processes",
-            "end what holds it and run cleanup again; stop --kill-holders signals these processes",
+            f"end what holds it; {then} (stop --kill-holders signals these processes)",
         )
         if any(process.pid for process in found)
-        else "end what holds it and run cleanup again",
+        else f"end what holds it; {then}",
         holders=found,
         only_copies=only_copies,
     )

@@ -159,13 +159,11 @@ def _cgroup() -> Iterator[Check]:
             else f"the cgroup v2 hierarchy at {top} cannot be written"
         )
         yield Check(
-            "cgroup", "warning", f"{state}; own processes are found by their root directory",
+            "cgroup", "warning", f"{state}; own processes are found by the root that they run in",
             "mount cgroup2: tracking is then quicker, and a fork bomb ends at once",
         )  # fmt: skip
         return
-    yield Check(
-        "cgroup", "ok", f"cgroup v2 at {top} can be written: own processes are tracked by cgroup"
-    )
+    yield Check("cgroup", "ok", f"cgroup v2 at {top} can be written: own processes are found by it")
     try:
         with open(f"{top}/cgroup.controllers", encoding="utf-8") as file:
             controllers = file.read().split()

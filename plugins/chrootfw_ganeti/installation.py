@@ -536,7 +536,7 @@ def _need_root(verb: str) -> None:
     if os.geteuid() != 0:
         from chrootfw.errors import PrivilegeError
 
-        raise PrivilegeError(f"only root can {verb}", hint="run it with sudo, or as root")
+        raise PrivilegeError(f"only the root user can {verb}", hint="run it with sudo, or as root")
 
 
 def as_json(value: Any) -> str:

@@ -24,8 +24,7 @@ _SET = re.compile(r"\bset (fstype)\b")
 #: What is not possible in Ganeti, or done there in any case, and what is there instead.
 _PHRASES = (
     (" (false: mount only)", ""),
-    ("; stop --kill-holders signals these processes", ""),
-    ("run cleanup again", "run gnt-instance stop again"),
+    (" (stop --kill-holders signals these processes)", ""),
 )
 
 

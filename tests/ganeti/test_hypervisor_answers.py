@@ -46,7 +46,7 @@ def wait_until(holds: Callable[[], bool]) -> None:
         ("install it, or set fstype", "install it, or set fstype in extra_config"),
         ("set resolv_conf to keep", "set extra_config=resolv_conf:keep"),
         ("make it, or set init_script (false: mount only)", "make it, or set init_script"),
-        ("end what holds it and run cleanup again; stop --kill-holders signals these processes", "end what holds it and run gnt-instance stop again"),
+        ("end what holds it; then chrootfw cleanup aa (stop --kill-holders signals these processes)", "end what holds it; then chrootfw-ganeti cleanup aa"),
     ],
 )  # fmt: skip
 def test_hints_are_for_an_administrator_of_ganeti(hint: str, shown: str) -> None:

@@ -251,6 +251,25 @@ def test_logs_shows_the_last_lines_and_follows(
     web1.cli("stop", "--timeout", "1")
 
 
+def test_a_log_that_is_replaced_while_it_is_followed_is_named(
+    make_chroot: Callable[..., driving.Chroot], cli: driving.Cli
+) -> None:
+    web1 = busy(make_chroot(init=roots.script(_TALKS, "true")))
+    web1.cli("start")
+    kernelview.wait_until(says(cli, "line 20\n"), "the daemon's lines are in the log")
+    process = cli.begin("logs", "-f", "-n", "1", "web1")
+    assert process.stdout is not None
+    process.stdout.readline()
+    log_of(cli).unlink()
+    log_of(cli).mkdir()
+    try:
+        refused = cli.end(process, expect=1)
+        assert "cannot read the log of web1: Is a directory" in refused.stderr
+    finally:
+        log_of(cli).rmdir()
+        web1.cli("stop", "--timeout", "1")
+
+
 def test_hostile_output_is_escaped_on_a_terminal_and_raw_in_a_pipe(
     make_chroot: Callable[..., driving.Chroot], cli: driving.Cli
 ) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 from driving import Chroot, Cli
@@ -71,6 +73,17 @@ def test_the_plans_of_a_reboot_and_a_cleanup(web1: Chroot, cli: Cli) -> None:
     assert {step.partition(":")[0] for step in _steps(cli, "cleanup", "web1")} == {"unmount"}
     cli("cleanup", "web1")
     assert _steps(cli, "cleanup", "web1") == []
+
+
+@pytest.mark.parametrize("timeout", [float("nan"), -1, "1", True])
+def test_a_plan_refuses_what_the_verb_refuses(
+    runtime: chrootfw.Runtime, web1: Chroot, timeout: Any
+) -> None:
+    web1.start()
+    for ask in (runtime.stop, partial(runtime.plan, "stop")):
+        with pytest.raises(chrootfw.InputError, match="the timeout"):
+            ask("web1", timeout=timeout)
+    assert web1.state == "running"
 
 
 def test_the_library_has_the_options_of_the_verb(runtime: chrootfw.Runtime, web1: Chroot) -> None:

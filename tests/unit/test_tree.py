@@ -73,7 +73,9 @@ def test_processes_and_holders() -> None:
         "outside holders",
         "└── pid 99 (sleep, root): fd /run/web1/root/bin/sh",
     ]
-    assert _lines([], own, holders=None)[-1] == "outside holders: only root can look for them"
+    assert (
+        _lines([], own, holders=None)[-1] == "outside holders: only the root user can look for them"
+    )
 
 
 def test_a_hostile_name_is_escaped_and_fits(monkeypatch: pytest.MonkeyPatch) -> None:
