@@ -131,8 +131,8 @@ class Progress:
         by = f"  [{event.plugin}]" if event.plugin else ""
         width = render.columns(stream)
         if width and self._write is None and not event.error:  # an error is shown in full
-            if event.plugin.startswith("chrootfw_defaults.") and 1 + len(text + by) > width:
-                by = ""
+            if 1 + len(text + by) > width:
+                by = by.replace("[chrootfw_defaults.", "[", 1)
             space = width - 1 - len(by)
             text = _cut_middle(text, max(space, _SHOWN_MIN))
         failed = f": {event.error}" if event.error else ""

@@ -567,7 +567,8 @@ def _missing_source(job: Job, point: MountPoint, source: str) -> Iterator[None]:
     try:
         yield
     except StepError as error:
-        if not isinstance(error.__cause__, FileNotFoundError) or not source.startswith("/"):
+        cause = error.__cause__
+        if not isinstance(cause, FileNotFoundError) or cause.filename != source:
             raise
         named = [key for key, value in job.instance.params.items() if source in repr(value)]
         out = f"take it out of {', '.join(named)}" if named else "take it out"

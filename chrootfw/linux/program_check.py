@@ -43,7 +43,7 @@ def check_program(what: str, chain: tuple[str, ...], root: Root) -> Iterator[Pro
     with root.open(chain[-1], "rb") as file:
         head = file.read(4096)
     if not head:
-        yield Problem(f"{what} is empty")
+        yield Problem(f"{what} is empty", _NAME_A_PROGRAM)
     elif head.startswith(b"#!"):
         yield from _check_first_line(what, head, chain, root)
     elif head.startswith(b"\x7fELF"):
@@ -66,17 +66,27 @@ def _check_first_line(
         return
     words = line[2:].split()
     if not words:
-        yield Problem(f"{what} names no interpreter in its first line")
+        yield Problem(f"{what} names no interpreter in its first line", _NAME_A_PROGRAM)
         return
     interpreter = os.fsdecode(words[0])
     if not newline and len(head) > _FIRST_LINE_MAX:
-        yield Problem(f"{what} has a first line of more than {_FIRST_LINE_MAX} bytes")
+        yield Problem(
+            f"{what} has a first line of more than {_FIRST_LINE_MAX} bytes", _NAME_A_PROGRAM
+        )
     elif not interpreter.startswith("/"):
-        yield Problem(f"{what}: its interpreter {interpreter} is not an absolute path")
+        yield Problem(
+            f"{what}: its interpreter {interpreter} is not an absolute path", _NAME_A_PROGRAM
+        )
     elif not root.exists(interpreter):
-        yield Problem(f"{what}: its interpreter {interpreter} does not exist inside the root")
+        yield Problem(
+            f"{what}: its interpreter {interpreter} does not exist inside the root",
+            "install it there, or name another program in the first line",
+        )
     elif not stat.S_ISREG((status := root.stat(interpreter)).st_mode) or not status.st_mode & 0o111:
-        yield Problem(f"{what}: its interpreter {interpreter} is not an executable file")
+        yield Problem(
+            f"{what}: its interpreter {interpreter} is not an executable file",
+            f"chmod +x {interpreter} in the disk, if it is a program",
+        )
     elif interpreter in chain:
         itself = "itself" if interpreter == chain[-1] else f"{interpreter} again"
         yield Problem(f"{what} names {itself} as its interpreter", _NAME_A_PROGRAM)
@@ -106,7 +116,8 @@ def _check_elf(what: str, head: bytes, root: Root) -> Iterator[Problem]:
     loader = _elf_interpreter(head, order)
     if loader and not root.exists(loader):
         yield Problem(
-            f"{what} needs the dynamic loader {loader}, which does not exist inside the root"
+            f"{what} needs the dynamic loader {loader}, which does not exist inside the root",
+            "install the C library that it was made for there, or take a static program",
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -76,5 +77,7 @@ def test_a_long_step_keeps_the_end_of_its_path(monkeypatch: pytest.MonkeyPatch) 
     event = chrootfw.Event("end", "web1", "mount", text, plugin="chrootfw_defaults.disk")
     Progress(verbose=True, stream=stream)(event)
     shown = stream.getvalue().rstrip("\n")
-    assert "web1.img on /" in shown
-    assert "…" in shown
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", shown)
+    assert plain.endswith("web1.img on /  [disk]")
+    assert "…" in plain
+    assert len(plain) <= 80
