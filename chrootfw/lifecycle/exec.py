@@ -11,6 +11,7 @@ import stat
 from contextlib import contextmanager
 
 from chrootfw.errors import (
+    ChrootfwError,
     Hint,
     InputError,
     Interrupted,
@@ -18,7 +19,7 @@ from chrootfw.errors import (
     StepError,
     TransitionError,
 )
-from chrootfw.linux import deadlines, passwd, procfs, spawn
+from chrootfw.linux import deadlines, passwd, procfs, spawn, syscalls
 from chrootfw.linux.child import Child, is_ready, known_status
 from chrootfw.linux.descriptors import Descriptors
 from chrootfw.linux.isolation import Isolation
@@ -139,12 +140,12 @@ class Inside:
         groups = snapshot.memory_groups(name) if not paths else []
         self.joins = [f"{path}/cgroup.procs" for path in groups[-1:]]
         self.opened = Descriptors()
-        self.root_fd = self.opened.open(self.root, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
+            self.root_fd = self._open_root()
             self.isolation.network = network.open_network(
                 snapshot.run_dir, name, recorded, self.opened
             )
-        except StepError:
+        except ChrootfwError:
             self.opened.close_all()
             raise
         self.joined: Joined | None = None
@@ -157,6 +158,13 @@ class Inside:
             except OSError as error:
                 self.opened.close_all()
                 raise StepError(f"cannot enter {name}: {error.strerror}") from error
+
+    def _open_root(self) -> int:
+        """Open the root. A bare directory is left of an instance that was stopped meanwhile."""
+        fd = self.opened.open(self.root, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
+        if not syscalls.statx("", fd).attributes & syscalls.STATX_ATTR_MOUNT_ROOT:
+            raise _not_started_error(self.name)
+        return fd
 
     def _find_user(self, wanted: str | None, warn: Callable[[str], None]) -> passwd.User:
         """Find the user in the root's own files; by its number alone if those cannot be read.

@@ -315,7 +315,7 @@ def _used_disks_error(
     brief = f"{job.name} is held: its mounts are gone, but the disk {', '.join(paths)} is in use"
     if not spaces:
         all_holders = holders.Holders([*mounted, *found], found.unexamined, found.target)
-        return unmount.held_error(job.name, brief, all_holders, only_copies=only_copies)
+        return unmount.held_error(brief, job.name, all_holders, only_copies=only_copies)
     processes = (*mounted, *found, *spaces)
     return HeldError(
         brief,

@@ -421,7 +421,7 @@ def busy_error(
 ) -> HeldError:
     """Make the error for busy mounts, which names the holders that were found."""
     targets = ", ".join(os.fsdecode(entry.mount_point) for entry in busy)
-    return held_error(job.name, f"{job.name} is held: {targets} is busy", found)
+    return held_error(f"{job.name} is held: {targets} is busy", job.name, found)
 
 
 def check_thawed_below(job: Job, recorded: Sequence[RecordedDisk]) -> None:
@@ -458,13 +458,13 @@ def _describe_release(process: Process) -> str:
 
 
 def held_error(
-    name: str, brief: str, found: Sequence[Process], *, only_copies: bool = False
+    brief: str, name: str, found: Sequence[Process], *, only_copies: bool = False
 ) -> HeldError:
     """Make the error for mounts or disks that are in use.
 
     Args:
-        name: The instance.
         brief: The sentence that says what is in use.
+        name: The instance.
         found: The holders.
         only_copies: Only copies of the mounts in other mount namespaces use the disk.
     """

@@ -6,6 +6,8 @@ docs/explanation/security.md says against what that helps.
 from __future__ import annotations
 
 import os
+import stat
+from contextlib import suppress
 
 import chrootfw
 from chrootfw import Command, Entry, Instance, Parameter, Problem, Root
@@ -266,6 +268,21 @@ def _brought_along(instance: Instance, root: Root) -> list[Problem]:
     ]
 
 
+def _root_alone_reads() -> list[str]:
+    """List the files of /proc that only root may read, also those of kernels that are not known.
+
+    Of kmsg, reading alone is refused, to who has no CAP_SYSLOG.
+    """
+    found = []
+    with os.scandir("/proc") as entries:
+        for entry in entries:
+            with suppress(OSError):
+                mode = entry.stat(follow_symlinks=False).st_mode
+                if stat.S_ISREG(mode) and mode & 0o444 == 0o400 and entry.name != "kmsg":
+                    found.append(entry.path)
+    return sorted(found)
+
+
 @chrootfw.hookimpl
 def chrootfw_enter(instance: Instance, command: Command) -> Entry | None:
     if not instance.params["hardened"]:
@@ -282,7 +299,7 @@ def chrootfw_enter(instance: Instance, command: Command) -> Entry | None:
         namespaces=tuple(dict.fromkeys(["pid", *wanted])),
         mount_attributes=("nosuid", "nodev"),
         read_only=READ_ONLY,
-        masked=MASKED,
+        masked=tuple(dict.fromkeys([*MASKED, *_root_alone_reads()])),
         capabilities=kept,
         no_new_privs=True,
         seccomp=seccomp.program(kept, whole=instance.params["hardened_seccomp"]),

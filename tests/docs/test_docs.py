@@ -62,7 +62,8 @@ def play(
     def run(page: Path) -> subprocess.CompletedProcess[str]:
         scratch = tmp_path / "scratch"
         scratch.mkdir()
-        apart = ["unshare", "--mount", "--net", "--propagation", "private"]
+        # With pids of its own: the example shows no process of another test as not examined.
+        apart = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
         pages = [page] if page == TUTORIAL else [page, TUTORIAL]
         given = (
             {"DEBIAN": str(prepare.debian_system())}

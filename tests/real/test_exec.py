@@ -17,7 +17,7 @@ from driving import Chroot, Cli
 from kernelview import is_running, wait_until
 
 import chrootfw
-from chrootfw.linux import child, spawn
+from chrootfw.linux import child, deadlines, spawn
 from chrootfw.linux.root import Root
 from chrootfw.state.snapshot import read_instance
 
@@ -424,3 +424,21 @@ def test_what_subprocess_refuses_and_what_it_translates(
         with pytest.raises(chrootfw.InputError, match="timeout"):
             runtime.stop("web1", timeout=timeout)  # type: ignore[arg-type]
     assert web1.state == "running"
+
+
+def test_an_instance_that_is_stopped_meanwhile_is_not_entered(
+    started: Chroot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its root directory is empty then, and no program is found in it."""
+    answers = deadlines.check_answers
+
+    def stop_then_answer(path: str, *, seconds: float) -> None:
+        started.cli("stop")
+        Path(path).mkdir(parents=True)  # where the next start is about to mount
+        answers(path, seconds=seconds)
+
+    monkeypatch.setattr(deadlines, "check_answers", stop_then_answer)
+    with pytest.raises(chrootfw.TransitionError, match="not started"):
+        started.runtime.run("web1", ["/bin/true"])
+    started.root.rmdir()
+    started.root.parent.rmdir()

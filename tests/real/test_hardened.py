@@ -821,3 +821,31 @@ def test_the_managers_session_keyring_stays_outside(
     runtime.reboot(web1.name)
     runtime.stop(web1.name)
     assert (web1.disk / "srv/found").read_text().split() == [str(errno.ENOKEY)] * 4
+
+
+@pytest.mark.parametrize("when", ["the disk is a mount point", "bound before", "bound later"])
+def test_a_disk_that_is_mounted_elsewhere_too_hides_no_process(
+    web1: Chroot, mounted: Callable[..., Path], tmp_path: Path, tracking: str, when: str
+) -> None:
+    """The instance's processes see a copy of its root, which then is no copy of that root alone."""
+    if when == "the disk is a mount point":
+        mounted(web1.disk, "--bind", str(web1.disk))
+    elif when == "bound before":
+        mounted(tmp_path / "elsewhere", "--bind", str(web1.disk))
+    web1.define(hardened=True)
+    if tracking == "root" and when != "bound later":
+        refused = web1.cli("start", expect=1)
+        assert "is mounted elsewhere, too, and without a cgroup" in refused.stderr
+        assert web1.is_gone()
+        return
+    assert "left no process" not in web1.cli("start").stderr
+    if when == "bound later" and tracking == "cgroup":
+        mounted(tmp_path / "elsewhere", "--bind", str(web1.disk))
+    pids = web1.pids()
+    assert len(pids) == 2
+    assert web1.state == "running"
+    assert {each["why"] for each in web1.cli("ps", "--json").json()["processes"]} == {tracking}
+    assert web1.cli("exec", "--", "/bin/echo", "x").stdout == "x\n"
+    assert "runs outside" not in web1.cli("stop").stderr
+    assert not any(map(kernelview.is_running, pids))
+    assert web1.is_gone()
