@@ -537,10 +537,9 @@ def rebuild_step(record: RecordedStep) -> Step:
         Exception: As the import or the class raises.
     """
     found: Any = entry_points.load(record.reference)
-    step = found(**record.arguments)
-    if not isinstance(step, Step):
-        raise TypeError(f"{record.reference} is not a Step")
-    return step
+    if not (isinstance(found, type) and issubclass(found, Step)):
+        raise TypeError(f"{record.reference} is not a Step")  # before it is called
+    return found(**record.arguments)
 
 
 def _text(error: BaseException) -> str:

@@ -434,7 +434,7 @@ class Judge:
                 return True
             if is_mounted_here and self._find_owner(pid) is not None:
                 return False  # another instance's
-            if namespace not in (0, self._namespace) and self._is_copy_of_root(pid, root[-1]):
+            if namespace not in (0, self._namespace) and self._is_copy_of_any(pid, root[-1]):
                 return True
         if is_mounted_here or _is_callers_root(root):
             return None
@@ -517,18 +517,15 @@ class Judge:
         entry = self._read_entry(pid, mount_id)
         return entry is not None and (entry.dev, entry.root) in self._parts_of(name)
 
-    def _is_copy_of_root(self, pid: int, mount_id: int) -> bool:
-        """Return whether a mount in another mount namespace shows the same as the instance's root.
+    def _is_copy_of_any(self, pid: int, mount_id: int) -> bool:
+        """Return whether a mount in another mount namespace shows the same as one of the instance.
 
-        The host may have the same mounted elsewhere, such as a volume that is the disk: by itself
-        this says nothing. For a process in the instance's cgroup it does.
+        The host may have the same mounted elsewhere, such as a volume that is the disk, or sysfs:
+        by itself this says nothing. For a process in the instance's cgroup it does.
         """
         entry = self._read_entry(pid, mount_id)
-        root = os.fsencode(self._root)
         return entry is not None and any(
-            (entry.dev, entry.root) == (each.dev, each.root)
-            for each in self._read_mounts()
-            if each.mount_point == root
+            (entry.dev, entry.root) == (each.dev, each.root) for each in self._read_mounts()
         )
 
     def is_told_by_its_root(self) -> bool:

@@ -178,3 +178,27 @@ def test_a_whole_life_in_a_shared_run_directory(
     web1.cli("cleanup")
     assert web1.is_gone()
     roots.check_image(web1.disk, "ext4")
+
+
+def test_a_daemon_that_chroots_into_what_others_have_too_is_its_own(
+    make_chroot: MakeChroot, tmp_path: Path, hierarchy: Path
+) -> None:
+    """As a server does with the directory that it serves; its parents have ended."""
+    assert hierarchy  # without a cgroup nothing tells whose it is
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shutil.copy(shutil.which("busybox") or "/bin/busybox", shared / "busybox")
+    daemon = "(chroot /data /busybox sleep 3600 </dev/null >/dev/null 2>&1 &)"
+    binds = [f"{shared}:/data"]
+    web1 = make_chroot(init=roots.script(daemon, "true"), binds=binds, namespaces=["ipc"])
+    web2 = make_chroot("web2", binds=binds)
+    web2.cli("start")
+    others = web2.pids()
+    web1.cli("start")
+    (pid,) = web1.pids()
+    assert web2.pids() == others
+    assert "runs outside" not in web1.cli("stop").stderr
+    assert not is_running(pid)
+    assert web1.is_gone()
+    assert web2.pids() == others
+    web2.cli("stop")

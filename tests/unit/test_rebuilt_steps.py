@@ -70,6 +70,26 @@ def test_a_command_of_0_1_is_undone(tmp_path: Path) -> None:
     assert not made.exists()
 
 
+@pytest.mark.parametrize("reference", ["os:mkdir", "pathlib:Path"])
+def test_what_is_no_step_is_not_called(tmp_path: Path, reference: str) -> None:
+    """A record may name anything, and a plan makes its Steps again, too."""
+    arguments = {"path": str(tmp_path / "made")} if reference == "os:mkdir" else {}
+    found = {
+        "kind": "mine",
+        "class": reference,
+        "arguments": arguments,
+        "facts": {},
+        "stage": "mount",
+        "plugin": "mine",
+        "distribution": None,
+        "version": None,
+    }
+    (step,) = StartRecord.from_json(_record_of_0_1(found)).steps
+    with pytest.raises(TypeError, match="is not a Step"):
+        rebuild_step(step)
+    assert not (tmp_path / "made").exists()
+
+
 @attrs.frozen
 class Good(Step):
     """Make a file."""
