@@ -346,6 +346,9 @@ def from_table(name: str, table: Mapping[str, Any]) -> Instance:
     if not isinstance(plugins, list) or not all(isinstance(item, str) for item in plugins):
         raise InputError(
             f"the parameter plugins is {plugins!r}; it must be a list of strings",
+            hint=f"plugins = [{value_text(plugins)}]"
+            if isinstance(plugins, str)
+            else "chrootfw plugins lists their names",
             parameter="plugins",
         )
     for key, value in fields.items():

@@ -223,3 +223,16 @@ def test_a_wrong_parameter_names_the_plugin_that_declares_it(tmp_path, value, is
     with pytest.raises(InputError) as caught:
         runtime.plan("start", Instance("web1", disk="/x", params={"grace": "x"}))
     assert not caught.value.details
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ('plugins = "gently:Gently"', 'plugins = ["gently:Gently"]'),
+        ("plugins = 5", "chrootfw plugins lists their names"),
+    ],
+)
+def test_plugins_that_are_no_list_have_a_hint(tmp_path: Path, text: str, hint: str) -> None:
+    error = refused(tmp_path, f'disk = "/d"\n{text}\n')
+    assert "must be a list of strings" in error.brief
+    assert error.hint == hint
