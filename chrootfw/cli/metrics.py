@@ -46,6 +46,12 @@ _METRICS: tuple[tuple[str, str, str, Callable[[InstanceInfo], float | None]], ..
         "Steps that a stop, a cleanup or an earlier boot could not undo.",
         lambda info: len(info.pending_undos),
     ),
+    (
+        "notes",
+        "gauge",
+        "Notes that chrootfw info shows, such as a definition that is not valid.",
+        lambda info: len(info.notes),
+    ),
 )
 
 

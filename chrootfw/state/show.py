@@ -84,7 +84,9 @@ def _add_definition(info: InstanceInfo, config_dir: str) -> None:
         config.read_definition(config_dir, info.name)
     except ChrootfwError as error:
         if not isinstance(error.__cause__, PermissionError):  # the caller is not root
-            info.notes = (*info.notes, f"it cannot be started: {error.brief}")
+            command = f"chrootfw plan start {info.name}"
+            note = f"it cannot be started: {error.brief}; {command} shows all of it"
+            info.notes = (*info.notes, note)
 
 
 def show_all(run_dir: str, config_dir: str) -> list[InstanceInfo]:

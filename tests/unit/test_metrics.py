@@ -61,3 +61,19 @@ def test_the_verb(
     assert main.main(["metrics"]) == 0
     assert 'chrootfw_instances{state="absent"} 1\n' in capsys.readouterr().out
     assert main.main(["metrics", "--json"]) == 2
+
+
+def test_a_definition_that_is_not_valid_has_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CHROOTFW_CONFIG_DIR", str(tmp_path))
+    monkeypatch.setenv("CHROOTFW_RUN_DIR", str(tmp_path / "run"))
+    (tmp_path / "bad.toml").write_text("disk = /srv/bad.img\n")
+    (tmp_path / "good.toml").write_text('disk = "/srv/good.img"\n')
+    assert main.main(["metrics"]) == 0
+    shown = capsys.readouterr().out
+    assert 'chrootfw_instance_notes{name="bad"} 1\n' in shown
+    assert 'chrootfw_instance_notes{name="good"} 0\n' in shown
+    assert main.main(["info", "bad"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "chrootfw plan start bad" in shown
