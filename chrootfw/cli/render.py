@@ -460,7 +460,7 @@ def parameters(groups: Mapping[str, Sequence[Parameter]], stream: TextIO) -> Sho
     """Return the answer of ``parameters``: each with its meaning below, folded to the width.
 
     Args:
-        groups: The parameters of each origin.
+        groups: The parameters of each subject; those of installed plugins, by the plugin.
         stream: Where they are going to be printed.
     """
     import textwrap
@@ -469,8 +469,8 @@ def parameters(groups: Mapping[str, Sequence[Parameter]], stream: TextIO) -> Sho
 
     width = columns(stream) or 80
     lines: list[str] = []
-    for origin, declared in groups.items():
-        lines += [*([""] if lines else []), paint(f"{origin}:", "bold", stream)]
+    for subject, declared in groups.items():
+        lines += [*([""] if lines else []), paint(f"{subject}:", "bold", stream)]
         for each in declared:
             name = paint(each.name, "cyan", stream)
             kind = f"({config.type_text(each)}{', in ' + each.unit if each.unit else ''})"

@@ -31,6 +31,19 @@ if TYPE_CHECKING:
     from chrootfw.state.holders import Holders
     from chrootfw.views import InstanceInfo
 
+#: The parameters that come with chrootfw, by subject, as the reference page has them.
+_SUBJECTS: dict[str, tuple[str, ...]] = {
+    "Disk": ("disk", "fstype", "read_only", "mount_options", "min_free", "disk_timeout"),
+    "Init script": ("init_script", "start_timeout", "stop_script_timeout", "require_process"),
+    "Limits and priorities": ("limits", "nice", "oom_score_adj"),
+    "Environment": ("environment", "environment_file"),
+    "Output": ("log", "log_size"),
+    "Stop": ("stop_wait", "grace", "holders"),
+    "Inside": ("binds", "resolv_conf", "hosts", "api_filesystems", "devices", "namespaces"),
+    "Hardening": ("hardened", "hardened_namespaces", "hardened_capabilities", "hardened_seccomp"),
+    "Plugins": ("plugins",),
+}
+
 #: Whether this process is the command, not a program that calls ``main``.
 is_command: list[bool] = []
 
@@ -348,8 +361,10 @@ def show_parameters(options: argparse.Namespace) -> int:
         found = [each for each in found if each[1].name in options.parameters]
     origins = {record.name: record.origin for record in runtime.plugins()}
 
-    def origin(plugin: str) -> str:
-        return "chrootfw" if origins.get(plugin, "default") == "default" else plugin
+    def subject(plugin: str, parameter: str) -> str:
+        if origins.get(plugin, "default") not in ("default", "first-party"):
+            return plugin
+        return next((key for key, names in _SUBJECTS.items() if parameter in names), plugin)
 
     if options.json:
         rows = [
@@ -369,10 +384,13 @@ def show_parameters(options: argparse.Namespace) -> int:
     if options.quiet:
         render.show(Lines(parameter.name for _, parameter in found))
         return DONE
-    groups: dict[str, list[Parameter]] = {}
+    groups: dict[str, list[Parameter]] = {key: [] for key in _SUBJECTS}
     for plugin, parameter in found:
-        groups.setdefault(origin(plugin), []).append(parameter)
-    render.show(render.parameters(groups, sys.stdout))
+        groups.setdefault(subject(plugin, parameter.name), []).append(parameter)
+    for key, names in _SUBJECTS.items():
+        groups[key].sort(key=lambda each: names.index(each.name))
+    shown = {key: declared for key, declared in groups.items() if declared}
+    render.show(render.parameters(shown, sys.stdout))
     return DONE
 
 

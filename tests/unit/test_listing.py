@@ -155,6 +155,16 @@ def test_parameters_fit_and_name_the_near_one(
     assert "hint: chrootfw parameters grace" in capsys.readouterr().err
 
 
+def test_parameters_are_grouped_by_subject_as_on_their_page(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    page = (Path(__file__).parents[2] / "docs/reference/parameters.md").read_text("utf-8")
+    written = re.findall(r"^(?:### (.+)|% generated: parameter (\w+))", page, re.MULTILINE)
+    assert main.main(["parameters"]) == 0
+    printed = re.findall(r"^(?:(\S.*):|  (\w+) = .*)$", capsys.readouterr().out, re.MULTILINE)
+    assert printed[: len(written)] == written
+
+
 @pytest.mark.parametrize("name", ["a/b", ".x*", "", "a b"])
 def test_what_cannot_be_a_name_is_refused(
     machine: Path, name: str, capsys: pytest.CaptureFixture[str]
