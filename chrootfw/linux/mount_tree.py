@@ -354,14 +354,15 @@ def _from_disk(
         ) from error
     loop_fd = -1
     try:
+        if kind == "image" and os.fstat(disk_fd).st_size == 0:
+            raise DiskError(
+                f"the disk {source} is empty",
+                hint=f"truncate -s SIZE {shlex.quote(source)}, then make a file system on it with"
+                " mkfs",
+            )
         fstype = point.fstype or block_devices.filesystem(source, disk_fd)
         device = source
         if kind == "image":
-            if os.fstat(disk_fd).st_size == 0:
-                raise DiskError(
-                    f"the disk {source} is empty",
-                    hint=f"truncate -s SIZE {source}, then make a file system on it with mkfs",
-                )
             if (
                 loop_device
                 and (loop_fd := loop.reopen(loop_device, source, disk_fd, read_only=read_only)) >= 0

@@ -212,3 +212,10 @@ def test_a_damaged_directory_in_the_disk_names_the_disk(
     assert f"the disk of web1 is {disk}" in refused.stderr
     assert f"e2fsck -n {disk}" in refused.stderr
     assert web1.is_gone()
+
+
+def test_an_image_of_no_bytes_has_a_size_to_get_first(cli: Cli, tmp_path: Path) -> None:
+    disk = tmp_path / "empty.img"
+    disk.touch()
+    refused = cli("start", "web1", "--disk", str(disk), expect=1, says=["is empty"])
+    assert f"hint: truncate -s SIZE {disk}" in refused.stderr
