@@ -98,11 +98,9 @@ def _name_os_errors(
                 if isinstance(error.filename, str | bytes)
                 else ""
             )
-            hint = (
-                "raise the limit of open files (ulimit -n), or end what uses so many"
-                if error.errno in SHORT
-                else ""
-            )
+            hint = "run it with sudo, or as root" if _is_for_root(error) else ""
+            if error.errno in SHORT:
+                hint = "raise the limit of open files (ulimit -n), or end what uses so many"
             raise StepError(
                 f"cannot {what.replace('_', ' ')}: {error.strerror or error}{where}",
                 getattr(error, "__notes__", ()),
@@ -763,7 +761,13 @@ def _explain_unread(name: str, lines: Iterator[bytes]) -> Iterator[bytes]:
     try:
         yield from lines
     except OSError as error:
-        raise StepError(f"cannot read the log of {name}: {error.strerror or error}") from error
+        hint = "run it with sudo, or as root" if _is_for_root(error) else ""
+        text = f"cannot read the log of {name}: {error.strerror or error}"
+        raise StepError(text, hint=hint) from error
+
+
+def _is_for_root(error: OSError) -> bool:
+    return isinstance(error, PermissionError) and os.geteuid() != 0
 
 
 def _is_requested(cancellation: Cancellation) -> bool:

@@ -366,7 +366,9 @@ def not_found(name: str, config_dir: str, known: Iterable[str]) -> NotFoundError
     return NotFoundError(
         f"there is no instance {name}",
         [f"it is not running, and {config_dir}/{name}.toml does not exist"],
-        f"did you mean {near}?" if near else "chrootfw list shows those that there are",
+        f"did you mean {near}?"
+        if near
+        else f"chrootfw list shows them; chrootfw start {name} --disk PATH makes a new one",
     )
 
 

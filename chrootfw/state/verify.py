@@ -33,6 +33,9 @@ _SHOWN_MAX = 5
 #: Seconds for a disk to answer.
 _ANSWER_TIMEOUT = 5.0
 
+#: Of what an ordinary user cannot try.
+_NOT_CHECKED, _AS_ROOT = "not checked: it takes the root user", "run it with sudo, or as root"
+
 
 def checks(run_dir: str, config_dir: str, registry: Registry) -> list[Check]:
     """Make every check, in the order in which a start would meet the problems.
@@ -77,7 +80,7 @@ def _privileges() -> Iterator[Check]:
             "privileges",
             "error",
             f"running as user {os.geteuid()}, not root",
-            "run it with sudo, or as root",
+            _AS_ROOT,
         )
 
 
@@ -119,6 +122,9 @@ def _kernel() -> Iterator[Check]:
         try:
             os.close(probe())
         except OSError as error:
+            if isinstance(error, PermissionError) and os.geteuid() != 0:
+                yield Check(name, "warning", _NOT_CHECKED, _AS_ROOT)
+                continue
             if error.errno == errno.ENOSYS:
                 hint = "a seccomp filter or an old kernel hides it"
             else:
@@ -152,6 +158,9 @@ def _native() -> Iterator[Check]:
 
 def _cgroup() -> Iterator[Check]:
     top = cgroups.hierarchies(mountinfo.Table)[0]
+    if top is not None and os.geteuid() != 0:
+        yield Check("cgroup", "warning", _NOT_CHECKED, _AS_ROOT)
+        return
     if top is None or not cgroups.is_writable(top):
         state = (
             "no cgroup v2 hierarchy is mounted"
