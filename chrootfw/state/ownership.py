@@ -434,10 +434,10 @@ class Judge:
                 return True
             if is_mounted_here and self._find_owner(pid) is not None:
                 return False  # another instance's
-            if namespace not in (0, self._namespace) and self._is_copy_of_any(pid, root[-1]):
-                return True
         if is_mounted_here or _is_callers_root(root):
             return None
+        if namespace not in (0, self._namespace) and self._is_copy_of_any(pid, root[-1]):
+            return True
         # The mount is in no table here: it was unmounted lazily, or only another mount namespace
         # has it.
         if namespace == self._namespace or not self._read_mounts():

@@ -783,6 +783,24 @@ def test_names_by_the_thousand_in_the_directory_of_cgroups(
     home.rmdir() if home.exists() else None
 
 
+def test_a_service_of_the_hosts_is_none_of_an_instance_that_has_the_hosts_root(
+    web1: driving.Chroot, home: Path, outside: Outside
+) -> None:
+    """It has a mount namespace of its own, as systemd gives one, and the root that is bound."""
+    web1.define(binds=["/:/mnt:ro"])
+    web1.start()
+    service = outside(
+        "unshare", "--mount", "sh", "-c", "echo; exec sleep 3600", stdout=subprocess.PIPE
+    )
+    assert service.stdout is not None
+    service.stdout.readline()
+    (cgroup_of(web1, home) / "cgroup.procs").write_text(str(service.pid))
+    assert service.pid not in web1.pids()
+    assert f"pid {service.pid} " in web1.cli("stop").stderr
+    assert service.poll() is None
+    assert web1.is_gone()
+
+
 def test_processes_by_the_hundred_that_are_moved_into_the_cgroup(
     make_chroot: MakeChroot, cli: driving.Cli, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
