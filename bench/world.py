@@ -7,6 +7,7 @@ so that nothing of a run is left on the machine; cgroups, which no namespace her
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import itertools
 import os
 import re
@@ -21,9 +22,12 @@ from typing import Any, NamedTuple
 
 HERE = Path(__file__).resolve().parent
 TREE = HERE.parent
-for _place in (TREE / "tests/ganeti", TREE / "tests/real", TREE / "plugins", TREE):
+for _place in (TREE / "tests/ganeti", TREE / "tests/real"):
     if str(_place) not in sys.path:
         sys.path.insert(0, str(_place))
+# What is installed has the compiled module; the tree, which may not, would hide it.
+if importlib.util.find_spec("chrootfw") is None:
+    sys.path[:0] = [str(TREE / "plugins"), str(TREE)]
 
 import roots
 

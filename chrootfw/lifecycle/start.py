@@ -286,7 +286,7 @@ def _mount_parts(job: Job, answers: Answers, earlier: Sequence[str]) -> None:
 def _run_inside(job: Job, answers: Answers) -> None:
     """Run pre-start and the init script, and record that the instance is started."""
     job.cancellation.check()
-    _check_told_apart(job, answers.entry)
+    _check_tracking(job, answers.entry)
     root = Root(job.root, seconds=job.disk_timeout)
     try:
         job.stages.around(
@@ -311,7 +311,7 @@ def _run_inside(job: Job, answers: Answers) -> None:
     job.save(phase="started", started_at=now, left_process=has_own)
 
 
-def _check_told_apart(job: Job, entry: Entry) -> None:
+def _check_tracking(job: Job, entry: Entry) -> None:
     """Refuse a mount namespace of its own where nothing would tell the processes in it.
 
     Without a cgroup they are told by the copy of the root that they see. The host may have the same
@@ -323,7 +323,7 @@ def _check_told_apart(job: Job, entry: Entry) -> None:
     if entry.method == "chroot":
         return
     snapshot = job.read_snapshot()
-    if snapshot.tracking != "cgroup" and not job.judge(snapshot).is_told_by_its_root():
+    if snapshot.tracking != "cgroup" and not job.judge(snapshot).is_found_by_its_root():
         raise StepError(
             f"the root of {job.name} is mounted elsewhere, too, and without a cgroup nothing would"
             " tell its processes from those of others",

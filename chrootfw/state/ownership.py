@@ -528,7 +528,7 @@ class Judge:
             (entry.dev, entry.root) == (each.dev, each.root) for each in self._read_mounts()
         )
 
-    def is_told_by_its_root(self) -> bool:
+    def is_found_by_its_root(self) -> bool:
         """Return whether a copy of the instance's root tells its processes, without a cgroup.
 
         It does not if the host has the same directory mounted elsewhere, too.
