@@ -133,6 +133,9 @@ class Progress:
         if width and self._write is None and not event.error:  # an error is shown in full
             if 1 + len(text + by) > width:
                 by = by.replace("[chrootfw_defaults.", "[", 1)
+            is_default = event.plugin.startswith("chrootfw_defaults.")
+            if is_default and 1 + len(text) <= width < 1 + len(text + by):
+                by = ""  # a whole step says more than the name of a default
             space = width - 1 - len(by)
             text = _cut_middle(text, max(space, _SHOWN_MIN))
         failed = f": {event.error}" if event.error else ""

@@ -70,6 +70,18 @@ class _Terminal(io.StringIO):
         return True
 
 
+def test_a_step_that_fits_without_the_name_of_a_default_is_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    stream = _Terminal()
+    text = "mount proc on /proc (nosuid,nodev,noexec)"
+    event = chrootfw.Event("end", "web1", "mount", text, plugin="chrootfw_defaults.api_filesystems")
+    Progress(verbose=True, stream=stream)(event)
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue())
+    assert plain.rstrip().endswith(text)
+
+
 def test_a_long_step_keeps_the_end_of_its_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     stream = _Terminal()
