@@ -658,7 +658,11 @@ def _revive_logger(options: argparse.Namespace, name: str) -> None:
         from chrootfw.state import output_record
 
         record = output_record.read(run_dir, name)
-        if record is not None and record.has_lost_logger():
+        if record is None or os.geteuid() != 0 or not record.has_lost_logger():
+            return
+        from chrootfw.state.snapshot import read_instance
+
+        if output_record.find_pipe(read_instance(run_dir, name), name, record):
             from chrootfw.lifecycle.output import revive_logger
 
             if warning := revive_logger(run_dir, name):

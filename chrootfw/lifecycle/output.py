@@ -20,7 +20,7 @@ from chrootfw.linux.descriptors import Descriptors
 from chrootfw.linux.log_file import FILE, JOURNAL, OFF, LogFile
 from chrootfw.linux.pipe_workers import OutputWorker
 from chrootfw.model import Event, Stage
-from chrootfw.state import output_log, output_record, ownership
+from chrootfw.state import output_log, output_record
 from chrootfw.state.output_record import OutputRecord
 from chrootfw.state.snapshot import Snapshot, read_instance
 
@@ -307,9 +307,8 @@ def revive_logger(run_dir: str, name: str) -> str | None:
     if record is None or not record.has_lost_logger():
         return None
     snapshot = read_instance(run_dir, name)
-    own = ownership.Judge(snapshot, name).read_own().pids
     try:
-        if pipe := logger.find_pipe(own, record.pipe):
+        if pipe := output_record.find_pipe(snapshot, name, record):
             start_logger(run_dir, name, snapshot, pipe, record)
     except (OSError, NotSupported) as error:
         brief = error.brief if isinstance(error, NotSupported) else error.strerror

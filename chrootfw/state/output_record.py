@@ -17,6 +17,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from chrootfw.linux.logger import PipeOf
+    from chrootfw.state.snapshot import Snapshot
+
 _NUMBERS = ("size", "pipe", "pid", "start_time")
 _NUMBER_MAX = 2**63
 
@@ -109,3 +112,19 @@ def read(run_dir: str, name: str) -> OutputRecord | None:
     if found["mode"] not in MODES or not isinstance(found["path"], str):
         return None
     return OutputRecord(**found)
+
+
+def find_pipe(snapshot: Snapshot, name: str, record: OutputRecord) -> PipeOf | None:
+    """Find an own process that can print to the pipe of a logger which has ended.
+
+    Where there is none, as for daemons that have closed their output, no logger is needed again.
+
+    Args:
+        snapshot: The state of the instance.
+        name: The instance.
+        record: Which pipe it is.
+    """
+    from chrootfw.linux import logger
+    from chrootfw.state import ownership
+
+    return logger.find_pipe(ownership.Judge(snapshot, name).read_own().pids, record.pipe)
