@@ -11,6 +11,7 @@ import time
 
 from chrootfw.errors import DiskError
 from chrootfw.linux import deadlines, loop, mountinfo, syscalls
+from chrootfw.linux.descriptors import opened
 from chrootfw.linux.root import Root
 from chrootfw.planning.paths import is_within
 
@@ -344,7 +345,8 @@ def is_free(device: str) -> bool:
         OSError: The device cannot be checked.
     """
     try:
-        os.close(os.open(device, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC | os.O_NONBLOCK))
+        with opened(device, os.O_RDONLY | os.O_EXCL | os.O_NONBLOCK):
+            pass
     except OSError as error:
         if error.errno == errno.EBUSY:
             return False

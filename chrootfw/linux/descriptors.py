@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+from functools import partial
 from itertools import chain
 
 #: Errnos about this process and not about the file: descriptors or memory are used up.
@@ -107,10 +108,7 @@ class opened(Descriptors):  # noqa: N801  # reads like a function
         self, path: str | bytes, flags: int, mode: int = 0o777, *, dir_fd: int | None = None
     ) -> None:
         super().__init__()
-        if dir_fd is None:
-            self.take(os.open, path, flags | os.O_CLOEXEC, mode)
-        else:
-            self.append(os.open(path, flags | os.O_CLOEXEC, mode, dir_fd=dir_fd))
+        self.take(partial(os.open, dir_fd=dir_fd), path, flags | os.O_CLOEXEC, mode)
 
     def __enter__(self) -> int:  # type: ignore[override]  # its only descriptor
         return self[-1]

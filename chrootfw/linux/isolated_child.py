@@ -301,11 +301,9 @@ def _is_anonymous_pipe(fd: int) -> bool:
     status = os.fstat(fd)
     if not stat.S_ISFIFO(status.st_mode):
         return False
-    pipe, other = os.pipe2(os.O_CLOEXEC)
-    device = os.fstat(pipe).st_dev
-    os.close(pipe)
-    os.close(other)
-    return status.st_dev == device
+    with Descriptors() as pipe:
+        pipe.pipe()
+        return status.st_dev == os.fstat(pipe[0]).st_dev
 
 
 def check_streams(stdio: Sequence[int]) -> list[int]:

@@ -16,6 +16,7 @@ import struct
 import time
 
 from chrootfw.linux import child, deadlines, mountinfo, procfs, statx, syscalls, umount
+from chrootfw.linux.descriptors import Descriptors, opened
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -268,34 +269,26 @@ def read_mounts(space: Space, wanted: Wanted) -> list[mountinfo.MountEntry]:
 
 
 def _read(space: Space, concerns: Callable[[bytes], bool]) -> list[mountinfo.MountEntry]:
-    fd = _open(space)
-    try:
-        entered, report = os.pipe2(os.O_CLOEXEC)
+    with Descriptors() as owned:
+        fd = _open(space, owned)
+        entered, report = owned.pipe()
+        calls = deadlines.make_closing_batch([fd, report])
+        calls.add("setns", fd, syscalls.CLONE_NEWNS)
+        calls.add("write", report, b"+", 1)
+        # In case this process is killed first.
+        calls.add("nanosleep", struct.pack("=qq", int(_ENTERS) + 1, 0), None)
+        worker = child.begin(calls)
         try:
-            calls = deadlines.make_closing_batch([fd, report])
-            calls.add("setns", fd, syscalls.CLONE_NEWNS)
-            calls.add("write", report, b"+", 1)
-            # In case this process is killed first.
-            calls.add("nanosleep", struct.pack("=qq", int(_ENTERS) + 1, 0), None)
-            worker = child.begin(calls)
-            try:
-                os.close(report)
-                report = -1
-                if not (child.is_ready(entered, _ENTERS) and os.read(entered, 1)):
-                    _, code = calls.stopped_at() or (b"", 0)
-                    raise OSError(
-                        code or errno.ETIMEDOUT, os.strerror(code or errno.ETIMEDOUT), space.path
-                    )
-                with open(f"/proc/{worker.pid}/mountinfo", "rb", buffering=0) as table:
-                    return _lines(table, concerns, time.monotonic() + _ENTERS)
-            finally:
-                worker.end()
+            owned.close(report)
+            if not (child.is_ready(entered, _ENTERS) and os.read(entered, 1)):
+                _, code = calls.stopped_at() or (b"", 0)
+                raise OSError(
+                    code or errno.ETIMEDOUT, os.strerror(code or errno.ETIMEDOUT), space.path
+                )
+            with open(f"/proc/{worker.pid}/mountinfo", "rb", buffering=0) as table:
+                return _lines(table, concerns, time.monotonic() + _ENTERS)
         finally:
-            os.close(entered)
-            if report >= 0:
-                os.close(report)
-    finally:
-        os.close(fd)
+            worker.end()
 
 
 def _lines(
@@ -314,26 +307,20 @@ def _lines(
     return found
 
 
-def _open(space: Space) -> int:
-    """Open the namespace, with a descriptor that `umount` does not use itself.
+def _open(space: Space, owner: Descriptors) -> int:
+    """Open the namespace, with a descriptor of `owner` that `umount` does not use itself.
 
     Raises:
         OSError: The namespace cannot be opened; ESTALE if the path leads to another one now.
     """
     # Checked before it is opened: the path may lead to any file by now.
-    path_fd = os.open(space.path, os.O_PATH | os.O_CLOEXEC)
-    try:
+    with opened(space.path, os.O_PATH) as path_fd:
         status, here = os.fstat(path_fd), os.stat("/proc/thread-self/ns/mnt")
         # The process has exited or has moved.
         if (status.st_dev, status.st_ino) != (here.st_dev, space.number):
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), space.path)
-        fd = os.open(f"/proc/thread-self/fd/{path_fd}", os.O_RDONLY | os.O_CLOEXEC)
-    finally:
-        os.close(path_fd)
-    try:
-        return umount.high(fd)
-    finally:
-        os.close(fd)
+        with opened(f"/proc/thread-self/fd/{path_fd}", os.O_RDONLY) as fd:
+            return umount.high(fd, owner)
 
 
 def trees(entries: Sequence[mountinfo.MountEntry], wanted: Wanted) -> list[mountinfo.MountEntry]:
@@ -383,11 +370,10 @@ def unmount(
             order = trees(entries, wanted)
             if not order:
                 return gone, _others(space, entries, wanted)
-            fd = _open(space)
-            try:
-                outcomes, failure = umount.unmount_in(fd, order, seconds=seconds, observer=observer)
-            finally:
-                os.close(fd)
+            with Descriptors() as owned:
+                outcomes, failure = umount.unmount_in(
+                    _open(space, owned), order, seconds=seconds, observer=observer
+                )
         except OSError as error:
             return gone, describe_unknown(space, error)
         codes = dict(zip((entry.id for entry in order), outcomes, strict=True))

@@ -16,6 +16,7 @@ import struct
 
 from chrootfw.linux import deadlines, syscalls
 from chrootfw.linux.call_batch import UNSET
+from chrootfw.linux.descriptors import Descriptors, opened
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -119,8 +120,8 @@ def unmount_in(
     Returns:
         The same as for `unmount`.
     """
-    with contextlib.ExitStack() as opened:
-        proc = _opened(opened, b"/proc")
+    with Descriptors() as owned:
+        proc = _open_high(b"/proc", owned)
         calls = deadlines.make_closing_batch([namespace, proc])
         calls.add("dup3", proc, _PROC, 0)
         calls.add("setns", namespace, syscalls.CLONE_NEWNS)
@@ -137,24 +138,19 @@ def opened_for_list(directory: bytes) -> Iterator[tuple[int, int]]:
     Yields:
         Both descriptors.
     """
-    with contextlib.ExitStack() as opened:
-        yield _opened(opened, directory), _opened(opened, b"/proc")
+    with Descriptors() as owned:
+        yield _open_high(directory, owned), _open_high(b"/proc", owned)
 
 
-def _opened(stack: contextlib.ExitStack, directory: bytes) -> int:
+def _open_high(directory: bytes, owner: Descriptors) -> int:
     """Open a directory, with a descriptor that the batch does not use itself."""
-    fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        moved = high(fd)
-    finally:
-        os.close(fd)
-    stack.callback(os.close, moved)
-    return moved
+    with opened(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW) as fd:
+        return high(fd, owner)
 
 
-def high(fd: int) -> int:
-    """Duplicate a descriptor to a number that the batch does not use itself."""
-    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _PARENT)
+def high(fd: int, owner: Descriptors) -> int:
+    """Duplicate a descriptor for `owner`, to a number that the batch does not use itself."""
+    return owner.take(fcntl.fcntl, fd, fcntl.F_DUPFD_CLOEXEC, _PARENT)
 
 
 def _run_unmounts(
@@ -301,10 +297,10 @@ def _add_unmounts(
     shown = status.at(syscalls.STATX_MNT_ID_OFFSET)
     for parent, group in itertools.groupby(mounted, lambda each: each[0].rpartition(b"/")[0]):
         # What is left of another directory.
-        opened = calls.add("close_range", _PARENT, _UINT_MAX, 0)
+        closed = calls.add("close_range", _PARENT, _UINT_MAX, 0)
         add_open(calls, _BASE, parent, how, _PARENT)
         first = calls.add("fchdir", _PARENT) + 1
-        begin = opened
+        begin = closed
         for path, mount_id in group:
             text = path.rpartition(b"/")[2]
             query = calls.add(
@@ -321,7 +317,7 @@ def _add_unmounts(
             clock = calls.add("clock_gettime", _CLOCK_MONOTONIC, place)
             found.append(_Steps(begin, (plain, by_vfs), clock))
             begin = len(calls.names)
-        calls.skip(opened, before=first)
+        calls.skip(closed, before=first)
     return found
 
 
@@ -368,7 +364,7 @@ def _add_unmount_by_vfs(calls: CallBatch, text: bytes, mount_id: int) -> int:
     """
     answer = calls.add_buffer(_FDINFO)
     number = b"mnt_id:\t%d\n" % mount_id
-    opened = calls.add("openat", syscalls.AT_FDCWD, text, _PATH_ONLY)
+    named = calls.add("openat", syscalls.AT_FDCWD, text, _PATH_ONLY)
     calls.add("openat", _PROC, b"self/fdinfo/%d" % _NAMED, os.O_RDONLY)
     calls.add("read", _NAMED + 1, answer, _FDINFO)
     for at in (*range(0, len(number) - 8, 8), len(number) - 8):
@@ -376,7 +372,7 @@ def _add_unmount_by_vfs(calls: CallBatch, text: bytes, mount_id: int) -> int:
         calls.compare(answer.at(_before_the_id() + at), word)
     calls.add("close_range", _NAMED, _UINT_MAX, 0)  # it would keep the mount busy
     unmount = calls.add("umount2", text, syscalls.UMOUNT_NOFOLLOW)
-    calls.skip(opened)
+    calls.skip(named)
     calls.add("close_range", _NAMED, _UINT_MAX, 0)
     return unmount
 
@@ -384,12 +380,11 @@ def _add_unmount_by_vfs(calls: CallBatch, text: bytes, mount_id: int) -> int:
 @functools.cache
 def _before_the_id() -> int:
     """Return the offset of the mount ID in /proc/PID/fdinfo/N of such a descriptor."""
-    fd = os.open("/", _PATH_ONLY)
-    try:
-        with open(f"/proc/self/fdinfo/{fd}", "rb", buffering=0) as file:
-            return file.read(_FDINFO).index(b"mnt_id:")
-    finally:
-        os.close(fd)
+    with (
+        opened("/", _PATH_ONLY) as fd,
+        open(f"/proc/self/fdinfo/{fd}", "rb", buffering=0) as file,
+    ):
+        return file.read(_FDINFO).index(b"mnt_id:")
 
 
 def _outcome(steps: _Steps, results: Sequence[int]) -> int | None:

@@ -11,7 +11,7 @@ import os
 
 from chrootfw.errors import InputError, NotSupported, TrustError
 from chrootfw.linux import cgroups, files, mountinfo, procfs
-from chrootfw.linux.descriptors import SHORT
+from chrootfw.linux.descriptors import SHORT, opened
 from chrootfw.planning.paths import check_name
 from chrootfw.state import record as start_records
 
@@ -442,12 +442,12 @@ def _exists(place: str) -> bool:
     A file system that is mounted on it may refuse every other answer, with any errno.
     """
     try:
-        os.close(os.open(place, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC))
+        with opened(place, os.O_PATH | os.O_NOFOLLOW):
+            return True
     except FileNotFoundError:
         return False
     except OSError:
         return True
-    return True
 
 
 def _list_mounts(directory: str) -> list[MountEntry] | None:
