@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 
 from chrootfw.cli.exit_status import DONE, EXEC_MISSING, EXEC_NOT_EXECUTABLE, FAILED
@@ -642,7 +643,11 @@ def _directories(options: argparse.Namespace) -> tuple[str, str]:
     config_dir = options.config_dir or os.environ.get("CHROOTFW_CONFIG_DIR") or "/etc/chrootfw"
     check_absolute(run_dir, what="the run directory")
     check_absolute(config_dir, what="the configuration directory")
-    if os.path.exists(config_dir) and not os.path.isdir(config_dir):
+    try:
+        is_directory = stat.S_ISDIR(os.stat(config_dir).st_mode)
+    except OSError:
+        return run_dir, config_dir  # who reads it says what is the matter
+    if not is_directory:
         raise InputError(
             f"the configuration directory {config_dir} is not a directory",
             hint="give the directory of the definitions: chrootfw --config-dir DIR list",

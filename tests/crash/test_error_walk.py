@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -9,6 +12,7 @@ import must_succeed
 import pytest
 import syscall_walk
 from syscall_walk import Point, World, check_words, in_parallel, sample
+from zygote import TIMEOUT
 
 in_memory, worlds = syscall_walk.in_memory, syscall_walk.worlds  # fixtures
 
@@ -162,3 +166,28 @@ def test_that_a_command_must_succeed_can_go_red(
     with pytest.raises(AssertionError, match="it is not true"):
         strike(world, "start", Task(point, False, "EIO"))
     world.run("stop")
+
+
+@pytest.mark.parametrize("directory", ["run_dir", "config_dir"])
+def test_what_the_kernel_refuses_is_not_the_callers_mistake(
+    worlds: list[World], directory: str
+) -> None:
+    """Status 2 says that a command was wrongly given. Each look at a directory fails once, by any call."""
+    world = worlds[0]
+    calls = "%%stat,access,faccessat,faccessat2,open,openat,openat2"
+    for verb in ("list", "info", "start", "stop"):
+        for look in itertools.count(1):
+            ended = subprocess.run(
+                ["strace", "-o", world.place / "trace", "-P", getattr(world, directory), "-e"]
+                + [f"inject={calls}:error={ERRORS[look % len(ERRORS)]}:when={look}"]
+                + [sys.executable, "-m", "chrootfw", verb, *([world.name] * (verb != "list"))],
+                env=world.env, capture_output=True, text=True, timeout=TIMEOUT, check=False,
+            )  # fmt: skip
+            said = f"{verb}, look {look}: {ended}"
+            assert ended.returncode in (0, 1, 3, 4), said
+            assert "Traceback" not in ended.stderr and "not a directory" not in ended.stderr, said
+            if "INJECTED" not in (world.place / "trace").read_text():
+                break
+        assert look > 1, f"{verb} does not look at {directory}?"
+        world.run("stop")
+    world.check_nothing_left(directory)
