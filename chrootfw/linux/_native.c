@@ -29,7 +29,7 @@
 
 /* Compared with native.VERSION: an extension that is older or newer than the Python code beside it
  * is named, and not used. */
-#define VERSION 2
+#define VERSION 3
 
 #if __SIZEOF_LONG__ != 8
 #error "chrootfw needs a 64-bit processor"
@@ -93,7 +93,8 @@ struct operation {
     int64_t arguments[6]; /* a number, an offset in the batch's memory, or an operation's index */
     uint64_t ignored;     /* bit N: errno N is no failure */
     int64_t result;       /* a negative errno if the call failed */
-    int32_t number;       /* of the system call; COMPARE: do eight bytes have this value? */
+    int32_t number;       /* of the system call; COMPARE: have eight bytes this value,
+                           * apart from bits that a mask leaves out? */
     int32_t on_failure;   /* the operation that follows a failure, or END */
     uint8_t kinds[8];     /* of the arguments */
 };
@@ -146,7 +147,7 @@ static long perform(const struct operation *operations, const struct operation *
         }
     }
     if (operation->number == COMPARE)
-        return *(int64_t *)arguments[0] == arguments[1] ? 0 : -ESTALE;
+        return (*(int64_t *)arguments[0] & arguments[2]) == arguments[1] ? 0 : -ESTALE;
     return call(operation->number, arguments);
 }
 

@@ -80,7 +80,7 @@ def carry_out(memory: mmap.mmap) -> None:
         ]
         if number == _COMPARE:
             there = _RESULT.unpack(ctypes.string_at(arguments[0], 8))[0]
-            result = 0 if there == arguments[1] else -errno.ESTALE
+            result = 0 if there & arguments[2] == arguments[1] else -errno.ESTALE
         else:
             result = _call(number, *arguments)
         results[index] = result

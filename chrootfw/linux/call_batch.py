@@ -171,17 +171,18 @@ class CallBatch:
             ignored |= 1 << number
         return self._append(NUMBERS[name], arguments, ignored, what or name.encode())
 
-    def compare(self, place: Place, number: int) -> int:
+    def compare(self, place: Place, number: int, mask: int = -1) -> int:
         """Append an operation that fails (ESTALE) unless eight bytes in memory equal a number.
 
         Args:
             place: The address of the bytes.
-            number: The expected number.
+            number: The expected number, of which the bytes are what the machine makes.
+            mask: The bits of the bytes that count; the others count as 0.
 
         Returns:
             The index of the operation.
         """
-        return self._append(_COMPARE, (place, number), 0, b"compare")
+        return self._append(_COMPARE, (place, number, mask), 0, b"compare")
 
     def _append(self, number: int, arguments: Sequence[Any], ignored: int, name: bytes) -> int:
         values: list[int] = []

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 #: The version of `_native.c` that this Python code fits.
-VERSION = 2
+VERSION = 3
 
 
 def _load(wanted: str) -> tuple[ModuleType | None, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 
+from chrootfw.linux.root import LEADS_NOWHERE
 from chrootfw.model import Problem
 
 TYPE_CHECKING = False
@@ -77,12 +78,12 @@ def _check_first_line(
         yield Problem(
             f"{what}: its interpreter {interpreter} is not an absolute path", _NAME_A_PROGRAM
         )
-    elif not root.exists(interpreter):
+    elif (status := _status(root, interpreter)) is None:
         yield Problem(
             f"{what}: its interpreter {interpreter} does not exist inside the root",
             "install it there, or name another program in the first line",
         )
-    elif not stat.S_ISREG((status := root.stat(interpreter)).st_mode) or not status.st_mode & 0o111:
+    elif not stat.S_ISREG(status.st_mode) or not status.st_mode & 0o111:
         yield Problem(
             f"{what}: its interpreter {interpreter} is not an executable file",
             f"chmod +x {interpreter} in the disk, if it is a program",
@@ -99,6 +100,16 @@ def _check_first_line(
         yield from check_program(
             f"{what}: its interpreter {interpreter}", (*chain, interpreter), root
         )
+
+
+def _status(root: Root, path: str) -> os.stat_result | None:
+    """Return the status of a file; `None` if the path leads to none."""
+    try:
+        return root.stat(path)
+    except OSError as error:
+        if error.errno in LEADS_NOWHERE:
+            return None
+        raise
 
 
 def _check_elf(what: str, head: bytes, root: Root) -> Iterator[Problem]:

@@ -11,6 +11,7 @@ import struct
 import sys
 
 from chrootfw.linux import deadlines, syscalls
+from chrootfw.linux.call_batch import ZEROS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,17 +36,29 @@ _ONCE, _LISTS = 1 << 16, 64
 _PATH_MAX = 4096
 #: Most parts of a path that one child looks up.
 _AT_ONCE = 32
+#: Errnos of a path that leads to no file. The last two: it is too long or has a NUL byte, as a path
+#: in a file of the root may.
+LEADS_NOWHERE = (
+    errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL,
+)  # fmt: skip
 #: Why there is nothing at a path.
 _NOTHING = (errno.EINVAL, errno.ENOENT, errno.ENOTDIR)
-#: Types of proc and sysfs (statfs(2)), whose files are the host's in every root.
-_OF_THE_KERNEL = (0x9FA0, 0x62656572)
 #: Fields of struct statx: blksize, nlink, uid, gid, mode, ino, size, blocks, atime, ctime, mtime,
 #: rdev, dev.
 _STATX = struct.Struct("=4xI8xIIIH2xQQQ8xqI4x16xqI4xqI4xIIII")
 #: Offsets in struct statx of eight bytes that identify a file and its type.
 _IDENTITY = (24, 32, 136)  # gid and mode; ino; dev
+_EIGHT = struct.Struct("=q")
+#: The type in the eight bytes of gid and mode, and that of a regular file.
+_TYPE, _REGULAR = (
+    _EIGHT.unpack(struct.pack("=IH2x", 0, bits))[0] for bits in (0o170000, modes.S_IFREG)
+)
+#: The type of a file system in the first eight bytes of struct statfs.
+_STATFS_TYPE = struct.Struct("=I4x" if syscalls.ARCHITECTURE == "s390x" else "=Q")
+_STATFS_MASK = _EIGHT.unpack(_STATFS_TYPE.pack(0xFFFFFFFF))[0]
+#: Types of proc and sysfs (statfs(2)), whose files are the host's in every root.
+_OF_THE_KERNEL = [_EIGHT.unpack(_STATFS_TYPE.pack(each))[0] for each in (0x9FA0, 0x62656572)]
 #: Fields of struct statfs: block size, blocks available, fragment size.
-_STATFS_TYPE = struct.Struct("=I" if syscalls.ARCHITECTURE == "s390x" else "=q")
 _STATFS = struct.Struct(
     "=4xI16xQ16x8x4xI" if syscalls.ARCHITECTURE == "s390x" else "=8xQ16xQ16x8x8xQ"
 )
@@ -230,15 +243,7 @@ class Root:
             calls, _, _ = self.look_up(path)
             self.carry_out(path, calls)
         except OSError as error:
-            # The last two: a path that is too long or has a NUL byte, which a file of the root may
-            # contain.
-            if error.errno in (
-                errno.ENOENT,
-                errno.ENOTDIR,
-                errno.ELOOP,
-                errno.ENAMETOOLONG,
-                errno.EINVAL,
-            ):
+            if error.errno in LEADS_NOWHERE:
                 return False
             raise
         return True
@@ -369,32 +374,15 @@ class Root:
 class _File(io.RawIOBase):
     """A regular file of a root.
 
-    Each read opens the file again in a child, and fails if it is another file by then.
+    Each read opens the file in a child; all but the first fail if it is another file by then.
     """
 
     def __init__(self, root: Root, path: str) -> None:
         self.root = root
         self.path = path
         self.at = 0
-        for attempt in range(RACES):
-            calls, found, _ = root.look_up(path)
-            buffer = _add_statx(calls, found)
-            filesystem = calls.add_buffer(256)
-            calls.add("fstatfs", found, filesystem)
-            root.carry_out(path, calls)
-            status = buffer.data
-            if not modes.S_ISREG(_STATX.unpack_from(status)[4]):
-                raise OSError(errno.EINVAL, "not a regular file", path)
-            # Reading /proc/kmsg takes its messages from other readers.
-            if _STATFS_TYPE.unpack_from(filesystem.data)[0] in _OF_THE_KERNEL:
-                raise OSError(errno.EINVAL, "a file of the kernel's, not of the root", path)
-            self.identity = [struct.unpack_from("=q", status, offset)[0] for offset in _IDENTITY]
-            try:
-                self.read_ahead, self.size = self._fetch(_ONCE)
-                return
-            except OSError as error:
-                if error.errno != errno.ESTALE or attempt == RACES - 1:
-                    raise
+        self.identity: list[int] = []
+        self.read_ahead, self.size = self._fetch(_ONCE)
 
     def _fetch(self, count: int) -> tuple[bytes, int]:
         """Read on from where the last read ended.
@@ -407,8 +395,18 @@ class _File(io.RawIOBase):
         """
         calls, found, opened = self.root.look_up(self.path)
         status = _add_statx(calls, found)
-        for offset, number in zip(_IDENTITY, self.identity, strict=True):
+        for offset, number in zip(_IDENTITY, self.identity, strict=False):
             calls.compare(status.at(offset), number)
+        # Looked at before it is opened: opening a FIFO or a device has side effects, and reading
+        # /proc/kmsg takes its messages from other readers.
+        is_regular = calls.compare(status.at(_IDENTITY[0]), _REGULAR, _TYPE)
+        filesystem = calls.add_buffer(256)
+        calls.add("fstatfs", found, filesystem)
+        of_the_kernel = []
+        for number in _OF_THE_KERNEL:
+            differs = calls.compare(filesystem, number, _STATFS_MASK)
+            of_the_kernel.append(calls.compare(ZEROS, 1))  # always fails
+            calls.skip(differs, before=differs + 1)
         # Without O_NONBLOCK, open waits for a lease.
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         calls.add("openat", syscalls.AT_FDCWD, b"/proc/self/fd/%d" % found, flags, 0, what=_OPEN)
@@ -417,12 +415,20 @@ class _File(io.RawIOBase):
         try:
             self.root.carry_out(self.path, calls)
         except OSError as error:
+            results = calls.results()
+            if results[is_regular] == -errno.ESTALE:
+                raise OSError(errno.EINVAL, "not a regular file", self.path) from None
+            if any(results[each] == -errno.ESTALE for each in of_the_kernel):
+                brief = "a file of the kernel's, not of the root"
+                raise OSError(errno.EINVAL, brief, self.path) from None
             if error.errno == errno.EAGAIN and (calls.stopped_at() or (b"",))[0] == _OPEN:
                 raise OSError(
                     errno.EAGAIN, f"it is leased by {_lessee(status.data)}", self.path
                 ) from None
             raise
-        return buffer.read(calls.result(length)), _STATX.unpack_from(status.data)[6]
+        known = status.data
+        self.identity = [_EIGHT.unpack_from(known, offset)[0] for offset in _IDENTITY]
+        return buffer.read(calls.result(length)), _STATX.unpack_from(known)[6]
 
     def readable(self) -> bool:
         return True

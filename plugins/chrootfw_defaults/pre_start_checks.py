@@ -77,8 +77,7 @@ def _check_suid(instance: Instance, root: Root) -> Iterator[Problem]:
 
 def _check_space(instance: Instance, root: Root) -> Iterator[Problem]:
     wanted = instance.params["min_free"]
-    free = root.free_bytes() // _MIB
-    if free < wanted:
+    if wanted and (free := root.free_bytes() // _MIB) < wanted:
         yield Problem(
             f"only {free} MiB are free, min_free wants {wanted} MiB",
             "free space, or lower min_free",

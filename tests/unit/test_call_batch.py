@@ -146,6 +146,17 @@ def test_a_comparison(way: str, number: int) -> None:
     assert calls.stopped_at() == (b"compare", 116)
 
 
+@pytest.mark.parametrize("mask", [0xF0, -1 << 32, (-1 << 63) | 1])
+def test_a_comparison_of_some_bits(way: str, mask: int) -> None:
+    there = 0x7123_4567_89AB_CDE1
+    calls = CallBatch()
+    room = calls.add_buffer(8)
+    room.write(there.to_bytes(8, sys.byteorder))
+    calls.compare(room, there & mask, mask)
+    calls.compare(room, there, mask)
+    assert carried_out(calls) == [0, -116]
+
+
 def test_an_answer_comes_back(way: str) -> None:
     calls = CallBatch()
     room = calls.add_buffer(8)
