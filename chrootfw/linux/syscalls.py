@@ -26,12 +26,8 @@ class Calls:
     def __init__(self, libc: ctypes.CDLL) -> None:
         self.syscall = libc.syscall
         self.syscall.restype = ctypes.c_long
-        self.close, self.read, self.write, self.statx = (
-            libc.close,
-            libc.read,
-            libc.write,
-            libc.statx,
-        )
+        self.close, self.read, self.write = libc.close, libc.read, libc.write
+        self.statx = getattr(libc, "statx", self._statx)  # musl has it since 1.2.5
         self.mount, self.umount2, self.unshare, self.setns = (
             libc.mount,
             libc.umount2,
@@ -41,6 +37,12 @@ class Calls:
         self.prctl, self.sigprocmask = libc.prctl, libc.sigprocmask
         self.tee = libc.tee
         self.tee.restype = ctypes.c_ssize_t
+
+    def _statx(self, *arguments: Any) -> int:
+        from chrootfw.linux.syscall_numbers import NUMBERS  # which imports this module
+
+        result: int = self.syscall(NUMBERS["statx"], *arguments)
+        return result
 
 
 #: e_machine of elf(5). asm-generic is Linux's name for the numbers that aarch64, riscv64 and

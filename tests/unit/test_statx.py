@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -112,3 +114,28 @@ def test_a_look_that_a_signal_handler_breaks_off_spoils_no_later_one(way: None) 
     assert broken == 300
     assert statx.statx_many([b"/"] * 500) == [expected(b"/")] * 500
     assert statx.statx_many([b"/nowhere"] * 500) == [None] * 500
+
+
+class _OldMusl:
+    """A C library without the function, as musl was before 1.2.5 and glibc before 2.28."""
+
+    def __init__(self) -> None:
+        self._libc = ctypes.CDLL(None, use_errno=True)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "statx":
+            raise AttributeError(name)
+        return getattr(self._libc, name)
+
+
+def test_a_c_library_may_lack_the_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [b"/", b"/dev/null", b"/proc/self/ns/mnt", b"/nowhere"]
+    wanted = [expected(path) for path in paths]
+    unique = syscalls.unique_mount_id("/proc")
+    monkeypatch.setattr(syscalls, "CALLS", syscalls.Calls(_OldMusl()))  # type: ignore[arg-type]
+    monkeypatch.setattr(native, "MODULE", None)
+    assert statx.statx_many(paths) == wanted
+    assert [expected(path) for path in paths] == wanted
+    assert syscalls.unique_mount_id("/proc") == unique
+    with pytest.raises(FileNotFoundError):
+        syscalls.statx("/nowhere")
