@@ -130,7 +130,11 @@ def list_instances(options: argparse.Namespace) -> int:
     from chrootfw.state import show
 
     columns = listing.parse_columns(options.columns)
-    found = listing.choose(show.show_all(*_directories(options)), options)
+    run_dir, config_dir = _directories(options)
+    found = listing.choose(show.show_all(run_dir, config_dir), options)
+    if unread := show.unread_definitions(config_dir):
+        render.show(render.event("warning", unread, sys.stderr), sys.stderr)
+        render.keep_warning(unread)
     if options.json:
         render.show_json({"instances": [info.to_dict() for info in found]})
     elif options.quiet:
@@ -145,6 +149,8 @@ def list_instances(options: argparse.Namespace) -> int:
     elif options.patterns or options.state:
         words = [*options.patterns, *(f"--state {state}" for state in options.state or ())]
         render.show(f"no instance fits {' '.join(words)}")
+    elif unread:
+        render.show("no instance is present")
     else:
         render.show("no instances: none is present, none is defined")
     return DONE

@@ -220,6 +220,18 @@ def remove(path: str) -> None:
         pass
 
 
+def is_directory(path: str) -> bool:
+    """Check that a path leads to a directory, as `os.path.isdir`, which takes any error for no.
+
+    Raises:
+        OSError: The kernel does not say.
+    """
+    try:
+        return stat.S_ISDIR(os.stat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
 def instances(run_dir: str) -> Iterator[str]:
     """Yield the instance names that have a directory in the run directory, sorted."""
     try:
@@ -231,7 +243,7 @@ def instances(run_dir: str) -> Iterator[str]:
             check_name(name)
         except InputError:
             continue  # lost+found and the like, which are not valid names
-        if os.path.isdir(f"{run_dir}/{name}"):
+        if is_directory(f"{run_dir}/{name}"):
             yield name
 
 

@@ -34,8 +34,19 @@ def defined_names(config_dir: str) -> list[str]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     except PermissionError:
-        return []  # the caller is not root; verify reports it
+        return []  # the caller is not root: `unread_definitions`
     return sorted(file[:-5] for file in found if file.endswith(".toml") and is_name(file[:-5]))
+
+
+def unread_definitions(config_dir: str) -> str:
+    """Say why the caller cannot read which instances are defined; empty if that can be read."""
+    try:
+        os.listdir(config_dir)
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except OSError as error:
+        return f"the definitions in {config_dir} cannot be read: {error.strerror}"
+    return ""
 
 
 def defined_disk(config_dir: str, name: str) -> str | None:
@@ -356,16 +367,17 @@ def _read_processes(info: InstanceInfo, own: OwnProcesses) -> holders.Holders:
 def not_found(name: str, config_dir: str, known: Iterable[str]) -> NotFoundError:
     """Return the error for a name that has no definition, and of which nothing is known."""
     known = list(known)
+    missing = unread_definitions(config_dir) or f"{config_dir}/{name}.toml does not exist"
     if name in known:
         return NotFoundError(
             f"{name} has no definition",
-            [f"it is mounted, and {config_dir}/{name}.toml does not exist"],
+            [f"it is mounted, and {missing}"],
             f"chrootfw start {name} --disk DISK, with the disk that chrootfw info {name} shows",
         )
     near = nearest(name, known)
     return NotFoundError(
         f"there is no instance {name}",
-        [f"it is not running, and {config_dir}/{name}.toml does not exist"],
+        [f"it is not running, and {missing}"],
         f"did you mean {near}?"
         if near
         else f"chrootfw list shows them; chrootfw start {name} --disk PATH makes a new one",

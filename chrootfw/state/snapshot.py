@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 
-from chrootfw.errors import InputError, NotSupported, TrustError
+from chrootfw.errors import InputError, NotSupported, PrivilegeError, TrustError
 from chrootfw.linux import cgroups, files, mountinfo, procfs
 from chrootfw.linux.descriptors import SHORT, opened
 from chrootfw.planning.paths import check_name
@@ -51,6 +51,7 @@ class Locations:
 
         Raises:
             TrustError: A user other than root can change the run directory.
+            PrivilegeError: The caller may not look at it.
         """
         self.run_dir = os.path.realpath(run_dir)
         self.top, self.v1 = cgroups.hierarchies(table)
@@ -58,7 +59,14 @@ class Locations:
         self.tracking = "cgroup" if self.top and cgroups.is_writable(self.top) else "root"
         self.homes: tuple[str, ...] = ()
         self.is_own = True
-        if os.path.isdir(self.run_dir):
+        try:
+            is_there = files.is_directory(self.run_dir)
+        except PermissionError as error:
+            raise PrivilegeError(
+                f"cannot look at the run directory {run_dir}: {error.strerror}",
+                hint="run it with sudo, or as root",
+            ) from error
+        if is_there:
             files.check_trusted(run_dir, what="run directory")
             self.homes = tuple(
                 cgroups.home(top, self.run_dir) if top else "" for top in (self.top, self.v1)
@@ -361,7 +369,7 @@ def _read(
     record: StartRecord | Literal["unread"] | None = "unread",
 ) -> _Found:
     """Read the directory and the record of one instance."""
-    has_directory = os.path.isdir(f"{run_dir}/{name}")
+    has_directory = files.is_directory(f"{run_dir}/{name}")
     known, notes = _read_record(run_dir, name) if isinstance(record, str) else (record, [])
     return _Found(has_directory=has_directory, is_mounted=is_mounted, record=known, notes=notes)
 
@@ -413,7 +421,7 @@ def _list_mount_points(directory: str) -> Iterator[str | None]:
             yield None
             return
     except (FileNotFoundError, NotADirectoryError):
-        if not os.path.isdir(os.path.dirname(directory)):
+        if not files.is_directory(os.path.dirname(directory)):
             yield None
         return  # below a directory that is not there is no mount
     except OSError:

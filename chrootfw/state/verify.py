@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Callable, Iterator
 
 from chrootfw import config
-from chrootfw.errors import ChrootfwError, InputError, TrustError
+from chrootfw.errors import ChrootfwError, InputError, PrivilegeError, TrustError
 from chrootfw.hooks.dispatch import Dispatcher
 from chrootfw.hooks.registry import Registry
 from chrootfw.linux import (
@@ -205,8 +205,13 @@ def _loops() -> Iterator[Check]:
 
 
 def _directory(name: str, path: str, *, missing: str) -> Iterator[Check]:
-    if not os.path.lexists(path):
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
         yield Check(name, "ok", f"{path} does not exist; {missing}")
+        return
+    except OSError as error:
+        yield Check(name, "error", f"cannot look at {path}: {error.strerror}", _AS_ROOT)
         return
     try:
         files.check_trusted(path, what=name)
@@ -325,7 +330,7 @@ def _disk(name: str, disk: str | None) -> Check:
 def _instances(run_dir: str) -> Iterator[Check]:
     try:
         snapshot = snapshots.read_snapshot(run_dir)
-    except TrustError:
+    except (TrustError, PrivilegeError):
         return  # the check of the run directory says so
     names = sorted(snapshot.names())
     own = ownership.read_all(snapshot, names)

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import driving
 import kernelview
+import leaks
 import pytest
 import roots
 
 import chrootfw
+from chrootfw.cli import main
 from chrootfw.lifecycle import kill
 from chrootfw.state import holders as system_holders
 from chrootfw.state import ownership, show
@@ -657,6 +659,48 @@ def test_a_user_who_may_not_read_is_told_in_one_sentence(
     said = as_a_user(calls[verb])
     assert said.startswith("cannot read")
     assert "sudo" in said
+
+
+@pytest.fixture
+def shut(tmp_path: Path, ground: leaks.Ground, tree_for_users: None) -> Path:
+    """A directory of root's that others cannot enter, with an empty run directory and one definition."""
+    place = tmp_path / "shut"
+    for name in ("run", "definitions"):
+        (place / name).mkdir(parents=True)
+    ground.know_run_dir(place / "run")
+    (place / "definitions/web1.toml").write_text('disk = "/usr"\n')
+    place.chmod(0o700)
+    return place
+
+
+@pytest.mark.parametrize("verb", ["list", "info", "processes"])
+def test_a_user_who_may_not_look_is_not_told_that_there_is_none(shut: Path, verb: str) -> None:
+    runtime = chrootfw.Runtime(run_dir=shut / "run", config_dir=shut.parent / "none")
+    calls: dict[str, Callable[[], object]] = {
+        "list": runtime.list,
+        "info": lambda: runtime.info("web1"),
+        "processes": lambda: runtime.processes("web1"),
+    }
+    said = as_a_user(calls[verb])
+    assert said == (
+        f"cannot look at the run directory {shut}/run: Permission denied; run it with sudo, or as root"
+    )
+
+
+@pytest.mark.parametrize("verb", [["list"], ["list", "--json"], ["info", "web1"], ["verify"]])
+def test_definitions_that_a_user_may_not_read_are_not_called_absent(
+    shut: Path, tmp_path: Path, verb: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "run-of-all"
+    run_dir.mkdir()
+    given = ["--run-dir", str(run_dir), "--config-dir", str(shut / "definitions"), *verb]
+    capfd.readouterr()
+    as_a_user(lambda: main.main(given))
+    said = "".join(capfd.readouterr())
+    assert "does not exist" not in said
+    assert "none is defined" not in said
+    assert f"{shut}/definitions" in said
+    assert "Permission denied" in said
 
 
 @pytest.mark.parametrize("place", ["home", "the one above"])
