@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 _CAP_SYS_NICE, _CAP_SYS_RESOURCE = 23, 24
 _WHO_PROCESS = 1  # of ioprio_set(2)
-_RESET_ON_FORK = 0x40000000
 _RLIMIT = struct.Struct("=QQ")
 _RLIM_INFINITY = (1 << 64) - 1
 _NUMBERS = {name: number for number, name in enumerate((
@@ -98,8 +97,8 @@ class ProcessSettings:
 
         What the kernel refuses stays as it is (`shortfalls`).
         """
-        if os.sched_getscheduler(0) & ~_RESET_ON_FORK != os.SCHED_OTHER:
-            calls.add("sched_setscheduler", 0, os.SCHED_OTHER, ctypes.c_int(0), ignore=_REFUSED)
+        # The caller's is not compared: musl has no sched_getscheduler(2).
+        calls.add("sched_setscheduler", 0, os.SCHED_OTHER, ctypes.c_int(0), ignore=_REFUSED)
         # The kernel takes the value as a C int.
         calls.add("setpriority", os.PRIO_PROCESS, 0, self.nice, ignore=_REFUSED)
         calls.add("ioprio_set", _WHO_PROCESS, 0, 0, ignore=(*_REFUSED, errno.ENOSYS))
