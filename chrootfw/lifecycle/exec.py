@@ -201,7 +201,7 @@ class Inside:
             InputError: A word has a NUL byte.
         """
         with self._explaining(argv):
-            return spawn.spawn(
+            child = spawn.spawn(
                 check_words(argv),
                 root_fd=self.root_fd,
                 env=self.env,
@@ -215,6 +215,12 @@ class Inside:
                 new_session=False,
                 isolation=self.isolation,
             )
+        self._close_root()
+        return child
+
+    def _close_root(self) -> None:
+        """Close the root: while the output of a command is waited for, it can be unmounted."""
+        self.opened.close(self.root_fd)
 
     def run_on_terminal(self, argv: Sequence[str], cwd: str, *, is_shell: bool = False) -> int:
         """Run a command on a terminal of the instance's own, relayed to the caller's.
@@ -245,6 +251,7 @@ class Inside:
                 isolation=self.isolation,
                 seen=refusals,
                 warn=self.warn,
+                begun=self._close_root,
             )
         if status and refusals.has_seen and not is_shell:
             self.hint_at_refusal()

@@ -80,6 +80,7 @@ def run(
     stdout: int = 1,
     seen: Callable[[bytes], None] = lambda _data: None,
     warn: Callable[[str], None] = lambda _text: None,
+    begun: Callable[[], None] = lambda: None,
 ) -> int:
     """Run a command on a new terminal inside a root.
 
@@ -108,6 +109,7 @@ def run(
         stdout: The caller's output.
         seen: Called with each piece of the output.
         warn: Called with a sentence about what was left behind.
+        begun: Called when the command runs: `root_fd` is not used any more.
 
     Returns:
         The exit status; 128+n for signal n.
@@ -121,7 +123,7 @@ def run(
     shared.extend(_open_pair(root_fd))
     master, slave = shared
     closing = LastClose(shared, slave)
-    relay = _Relay(master, stdin, stdout, seen)
+    relay = _Relay(master, stdin, stdout, seen, closing.close)
     try:
         try:
             if ids is not None:  # as grantpt(3) does
@@ -133,6 +135,7 @@ def run(
                 stdin=slave, stdout=slave, stderr=slave, new_session=True, terminal=_number(master),
                 isolation=isolation,
             )  # fmt: skip
+            begun()
         finally:
             closing.close_first()
         try:
@@ -231,13 +234,21 @@ class _Relay:
 
     __slots__ = (
         "arrived", "asked", "attributes", "child", "deadline", "eof_at", "eof_pause", "eofs",
-        "follows", "inward", "master", "newline", "open", "outward", "replaced", "screen", "seen",
-        "sink", "source", "stdin", "stdout", "wake",
+        "follows", "hang_up", "inward", "master", "newline", "open", "outward", "replaced",
+        "screen", "seen", "sink", "source", "stdin", "stdout", "wake",
     )  # fmt: skip
     child: Child
 
-    def __init__(self, master: int, stdin: int, stdout: int, seen: Callable[[bytes], None]) -> None:
+    def __init__(
+        self,
+        master: int,
+        stdin: int,
+        stdout: int,
+        seen: Callable[[bytes], None],
+        hang_up: Callable[[], None],
+    ) -> None:
         self.master, self.stdin, self.stdout, self.seen = master, stdin, stdout, seen
+        self.hang_up = hang_up  # closes the master
         self.screen = stdin if os.isatty(stdin) else stdout if os.isatty(stdout) else -1
         self.source = self.sink = self.wake = -1
         self.open = True  # a process has the slave
@@ -458,15 +469,18 @@ class _Relay:
     def _drain(self) -> None:
         """Relay what the child wrote before it exited, and no more.
 
-        A background job may write for ever. A caller that asked to end and does not read is not
-        waited for.
+        A background job may write for ever. The terminal is closed before anything is written: it
+        would keep the root mounted as long as the caller does not read. A caller that asked to end
+        and does not read is not waited for.
         """
-        left = _LEFT_MAX
-        while self.sink >= 0:
-            if not self.outward:
-                if left <= 0 or not self.open or not self._read_master():
-                    return
-                left -= len(self.outward)
+        kept = self.outward
+        end = len(kept) + _LEFT_MAX
+        while self.open and len(kept) < end and self._read_master():
+            kept += self.outward
+        self.outward = kept
+        self.master = -1
+        self.hang_up()
+        while self.outward and self.sink >= 0:
             poller = select.poll()
             poller.register(self.wake, select.POLLIN)
             poller.register(self.sink, select.POLLOUT)
@@ -530,7 +544,7 @@ class _Relay:
                 pass  # hung up: reading reports it
 
     def _resize(self) -> None:
-        if self.screen >= 0:
+        if self.screen >= 0 and self.master >= 0:
             try:
                 size = fcntl.ioctl(self.screen, termios.TIOCGWINSZ, bytes(8))
                 calls = deadlines.make_closing_batch([self.master])

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import pty
 import signal
 import subprocess
+import sys
+import termios
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -190,6 +193,32 @@ def test_term_ends_a_command_that_is_stopped(
         "the command is stopped",
     )
     inside.send_signal(signal.SIGTERM)
+    cli.end(inside, expect=128 + signal.SIGTERM)
+
+
+def _is_stuck(pipe: Any) -> bool:
+    """Whether as much waits to be read as a moment ago."""
+
+    def waiting() -> int:
+        return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+    before = waiting()
+    time.sleep(0.3)
+    return 0 < before == waiting()
+
+
+@pytest.mark.parametrize("params", [{}, {"hardened": True}], ids=["plain", "hardened"])
+@pytest.mark.parametrize("on", [[], ["--tty"]], ids=["pipes", "terminal"])
+def test_a_reader_of_a_commands_output_that_does_not_read_keeps_no_stop_waiting(
+    web1: Chroot, cli: Cli, params: dict[str, object], on: list[str]
+) -> None:
+    """As `less` that was left open, or the command of another instance in the same pipeline."""
+    web1.define(**params)
+    web1.cli("start")
+    inside = cli.begin("exec", *on, "web1", "--", "/bin/sh", "-c", "while echo yes; do :; done")
+    wait_until(lambda: _is_stuck(inside.stdout), "the pipe is full")
+    web1.cli("stop")
+    assert web1.state == "absent"
     cli.end(inside, expect=128 + signal.SIGTERM)
 
 
